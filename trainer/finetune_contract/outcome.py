@@ -1,0 +1,166 @@
+"""How a stage ends: the manifest in storage and the termination message in the pod's status.
+
+The kubelet keeps 4096 bytes of a message and divides 12288 by the number of containers, so ours stays within
+2000 (job-traps 18): summary and sha256; the rest lies in storage.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_contract.model import Model
+from finetune_contract.prepared import DatasetSummary, Estimate, Resolved
+
+MAX_MESSAGE_BYTES = 2000
+
+Stage = Literal["prepare", "fetch", "train"]
+
+
+class OutputFile(Model):
+    """One file of the manifest."""
+
+    path: str
+    """Relative to the run's folder."""
+    sha256: str
+    bytes: int
+
+
+class Scores(Model):
+    """One model on the held-out part."""
+
+    loss: float | None = None
+    """Mean cross entropy a token that counts."""
+    perplexity: float | None = None
+    """exp(loss)."""
+    exact_match: float | None = None
+    """Share of generated answers equal to the held-out ones."""
+
+
+class EvaluationSummary(Model):
+    """Base against tuned: it fills `status.evaluation`."""
+
+    base: Scores
+    """The base model."""
+    tuned: Scores
+    """The tuned model."""
+
+
+class Artifact(Model):
+    """One kind of output: a folder or a file."""
+
+    path: str
+    """Relative to the run's folder."""
+    sha256: str
+    """sha256 of the manifest lines "<sha256>  <path>" of its files, sorted by path: equal content, equal digest."""
+    bytes: int
+
+
+class Manifest(Model):
+    """`manifest.json`: written last, so that its presence means that all outputs are there."""
+
+    schema_version: int = 1
+    job_name: str
+    job_namespace: str
+    job_uid: str
+    run: int
+    config_hash: str
+    method: str
+    base_model: str
+    base_revision: str | None = None
+    dataset: str
+    created: str
+    """RFC 3339."""
+    files: tuple[OutputFile, ...]
+    artifacts: dict[str, Artifact]
+    """By name: adapter, merged."""
+    evaluation: EvaluationSummary | None = None
+    versions: dict[str, str] = {}
+
+
+class PrepareResult(Model):
+    """What prepare found."""
+
+    dataset: DatasetSummary
+    estimate: Estimate
+    resolved: Resolved
+
+
+class TrainResult(Model):
+    """What train produced."""
+
+    step: int
+    loss: float | None = None
+    eval_loss: float | None = None
+    resumed_from_step: int | None = None
+    checkpoint_step: int | None = None
+    artifacts: dict[str, Artifact] = {}
+    evaluation: EvaluationSummary | None = None
+
+
+class TerminationMessage(Model):
+    """The last word of a container. `encode` keeps it within MAX_MESSAGE_BYTES."""
+
+    stage: Stage
+    exit_code: Annotated[int, Field(ge=0)]
+    reason: str
+    """A reason of the table of exit codes, or Completed."""
+    message: str = ""
+    """One sentence for the user: which field or line, what is wrong, what to do."""
+    sha256: str | None = None
+    """Of prepared.json or manifest.json."""
+    prepared: PrepareResult | None = None
+    trained: TrainResult | None = None
+    log_tail: str = ""
+
+    def encode(self, limit: int = MAX_MESSAGE_BYTES) -> str:
+        """Return JSON of at most `limit` bytes, giving up, in this order: log tail, reasons for what was
+        chosen, warnings, the end of the message.
+        """
+        for candidate in self._shorter():
+            text = candidate.to_json()
+            if len(text.encode()) <= limit:
+                return text
+        raise ValueError(f"termination message cannot be cut to {limit} bytes")
+
+    def _shorter(self) -> list[TerminationMessage]:
+        tails = [self.model_copy(update={"log_tail": self.log_tail[-n:] if n else ""}) for n in (500, 200, 0)]
+        bare = tails[-1]
+        if bare.prepared:
+            resolved = bare.prepared.resolved.model_copy(update={"because": {}})
+            bare = bare.model_copy(
+                update={"prepared": bare.prepared.model_copy(update={"resolved": resolved})}
+            )
+            tails.append(bare)
+            for kept in (5, 2, 0):
+                dataset = self._warnings_cut(kept)
+                prepared = (
+                    self.prepared.model_copy(update={"resolved": resolved, "dataset": dataset})
+                    if self.prepared
+                    else None
+                )
+                tails.append(bare := bare.model_copy(update={"prepared": prepared}))
+        return tails + [
+            bare.model_copy(update={"message": _cut(bare.message, size)}) for size in (900, 600, 300, 100)
+        ]
+
+    def _warnings_cut(self, kept: int) -> DatasetSummary | None:
+        if not self.prepared:
+            return None
+        warnings = tuple(_cut(w, 160) for w in self.prepared.dataset.warnings[:kept])
+        return self.prepared.dataset.model_copy(update={"warnings": warnings})
+
+    @classmethod
+    def decode(cls, text: str) -> TerminationMessage | None:
+        """Return the message, or None if the text is not one: a foreign image, a kill, a cut-off JSON."""
+        try:
+            value = json.loads(text)
+            return cls.model_validate(value) if isinstance(value, dict) else None
+        except ValueError:
+            return None
+
+
+def _cut(text: str, size: int) -> str:
+    return text if len(text) <= size else text[: size - 1] + "…"

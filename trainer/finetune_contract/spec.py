@@ -1,0 +1,226 @@
+"""The parts of a FineTuneJob's spec that the trainer acts on, as the user writes them.
+
+Absent means "chosen for the user": `resolve.py` chooses and says why. Attribute docstrings are what
+`kubectl explain` shows. Rules that cross fields stand in `finetune_operator.api.rules`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_contract.model import Model
+
+Uri = Annotated[str, Field(min_length=1, max_length=1024)]
+Name = Annotated[str, Field(min_length=1, max_length=253)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Method(StrEnum):
+    """How the model is tuned."""
+
+    LORA = "LoRA"
+    QLORA = "QLoRA"
+    FULL = "Full"
+
+
+class DatasetFormat(StrEnum):
+    """The shape of one example."""
+
+    MESSAGES = "messages"
+    PROMPT_COMPLETION = "promptCompletion"
+    INSTRUCTION = "instruction"
+    TEXT = "text"
+
+
+class LossOn(StrEnum):
+    """Which tokens of an example are trained on."""
+
+    ASSISTANT = "assistant"
+    COMPLETION = "completion"
+    ALL = "all"
+
+
+class Precision(StrEnum):
+    """Number format of the computation."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+class SecretRef(Model):
+    """A Secret of the job's namespace, read as environment variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+    AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, HF_TOKEN.
+    """
+
+    name: Name
+    """Name of the Secret."""
+
+
+class ModelSource(Model):
+    """The base model."""
+
+    uri: Uri
+    """Where the model lies: hf://organisation/name, s3://bucket/prefix or pvc://claim/path. A folder as transformers saves it: configuration, tokenizer, safetensors."""
+    revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Branch, tag or commit of a model on the hub; main when absent. status.resolved has the commit that was used."""
+    secret_ref: SecretRef | None = None
+    """Credentials for model.uri."""
+
+
+class Validation(Model):
+    """The held-out part, split off before anything else and never trained on."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the examples that is held out, chosen by a hash of the prompt: equal prompts stay together."""
+
+
+class DatasetSource(Model):
+    """The examples."""
+
+    uri: Uri
+    """Where the data lies: an object or prefix of s3://bucket/path, or pvc://claim/path. JSON Lines, one example a line."""
+    format: DatasetFormat | None = None
+    """Shape of an example; detected from the data when absent. messages: {"messages": [{"role", "content"}]}. promptCompletion: {"prompt", "completion"}. instruction: {"instruction", "input", "output"}. text: {"text"}."""
+    validation: Validation = Validation()
+    """The held-out part."""
+    secret_ref: SecretRef | None = None
+    """Credentials for dataset.uri."""
+
+
+class Lora(Model):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank of the adapter matrices: their capacity. Raise it if the model underfits."""
+    alpha: Annotated[float, Field(gt=0, le=4096)] | None = None
+    """Scale of the update, which is alpha / rank; equal to the rank when absent."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input."""
+    target_modules: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(min_length=1, max_length=64)
+    ] = ("all-linear",)
+    """Names of the modules that get an adapter; all-linear means every linear layer but the output head."""
+
+
+class Quantization(Model):
+    """How QLoRA holds the frozen base model (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    type: Literal["nf4"] = "nf4"
+    """Number format of the frozen weights."""
+    double_quant: bool = True
+    """Quantise the quantisation constants too: 0.4 bits a parameter less."""
+
+
+class Hyperparameters(Model):
+    """What steers the optimisation. Whatever is absent is chosen from method, data and GPU, and shown in status.resolved."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Passes over the training part; 3 when maxSteps is absent too. Not together with maxSteps."""
+    max_steps: Positive | None = None
+    """Optimizer steps. Not together with epochs."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Peak learning rate; 2e-4 for LoRA and QLoRA, 1e-5 for Full when absent."""
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
+    """Examples an optimizer step, over all GPUs."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Examples a forward pass on one GPU; chosen by the memory when absent. It must divide batchSize and never changes the result of a step."""
+    max_sequence_length: Annotated[int, Field(ge=8, le=1048576)] | None = None
+    """Longest example in tokens; longer ones are cut at the end. Chosen from the data's lengths and the model's limit when absent."""
+    packing: bool | None = None
+    """Put several examples into one sequence, without attention between them."""
+    warmup_ratio: Fraction = 0.03
+    """Share of the steps over which the learning rate rises."""
+    scheduler: Literal["linear", "cosine", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Gradients are scaled down to this norm."""
+    seed: Annotated[int, Field(ge=0, le=2147483647)] = 42
+    """Seed of everything random."""
+    precision: Precision | None = None
+    """Number format of the computation; bfloat16 when absent."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass to save memory; only when the estimate asks for it, if absent."""
+    loss: LossOn | None = None
+    """Tokens that are trained on: assistant (every assistant turn), completion (the last turn only), all. assistant when absent; all for text."""
+
+
+class Samples(Model):
+    """Prompts whose answers are kept."""
+
+    prompts: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], Field(max_length=16)
+    ] = ()
+    """Prompts answered by the base and by the tuned model at the end; the answers stand in evaluation.json."""
+
+
+class Evaluation(Model):
+    """How the tuned model is measured on the held-out part, beside the base model."""
+
+    every_steps: Positive | None = None
+    """Optimizer steps between two measurements of the held-out loss; about ten a run when absent."""
+    metrics: Annotated[tuple[Literal["exactMatch"], ...], Field(max_length=1)] = ()
+    """Scores of generated answers against the held-out ones. exactMatch: share of equal answers, blanks trimmed."""
+    max_examples: Annotated[int, Field(ge=1, le=10000)] = 32
+    """Held-out examples that are answered for the metrics; loss and perplexity use all of them."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Longest generated answer in tokens."""
+    samples: Samples = Samples()
+    """Prompts whose answers are kept."""
+
+
+class Checkpoint(Model):
+    """How often progress is made safe in object storage."""
+
+    every_steps: Positive | None = None
+    """Optimizer steps between two checkpoints; about ten a run when absent."""
+    keep: Annotated[int, Field(ge=1, le=100)] = 2
+    """Newest checkpoints that are kept."""
+
+
+class Merged(Model):
+    """The weights with the adapter merged in, ready to serve."""
+
+    enabled: bool = True
+    """Write them."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Number format of the written weights; the merge itself is computed in float32."""
+
+
+class Output(Model):
+    """Where the results go."""
+
+    uri: Uri
+    """Where the results go: s3://bucket/prefix or pvc://claim/path. A run's results lie under run-<n>/ below it, the manifest written last."""
+    merged: Merged = Merged()
+    """The merged weights."""
+    secret_ref: SecretRef | None = None
+    """Credentials for output.uri."""
+
+
+class TuningSpec(Model):
+    """What is tuned, on what, how and where to: the part of a spec that the trainer sees."""
+
+    method: Method
+    """How the model is tuned: LoRA (adapters), QLoRA (adapters on a 4-bit base) or Full (all weights)."""
+    model: ModelSource
+    """The base model."""
+    dataset: DatasetSource
+    """The examples."""
+    output: Output
+    """Where the results go."""
+    lora: Lora | None = None
+    """Adapters; only with LoRA and QLoRA."""
+    quantization: Quantization | None = None
+    """How QLoRA holds the base model; only with QLoRA."""
+    hyperparameters: Hyperparameters = Hyperparameters()
+    """What steers the optimisation."""
+    evaluation: Evaluation = Evaluation()
+    """How the result is measured."""
+    checkpoint: Checkpoint = Checkpoint()
+    """How often progress is made safe."""

@@ -1,0 +1,7 @@
+"""A real cluster on this machine: control plane, process node and S3 server.
+
+Everything the tests and the demo need and nobody wants to install: etcd and
+Kubernetes built from one Go module, a node written in Python that runs pods as
+local processes, and SeaweedFS. `python -m dev.cluster up` starts all of it; the
+tests use the same parts as context managers.
+"""

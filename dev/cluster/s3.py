@@ -12,12 +12,14 @@ failures that the trainer has to name. Ports are chosen free, keys are random, a
 files lie under `run_dir/s3`, which is thrown away at the next start.
 """
 
+import http.client
 import json
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,7 +50,7 @@ class S3Server:
         self.access_key = "AK" + secrets.token_hex(9).upper()
         self.secret_key = secrets.token_urlsafe(30)
         self.endpoint = ""
-        self.part: Part | None = None
+        self.parts: list[Part] = []
 
     @property
     def env(self) -> dict[str, str]:
@@ -75,9 +77,8 @@ class S3Server:
 
     def stop(self) -> None:
         """End the server at once: asked politely it takes up to 29 s, and its data are disposable."""
-        if self.part is not None:
-            self.part.stop(patience=0.5)
-        self.part = None
+        while self.parts:
+            self.parts.pop().stop(patience=0.2)
         remove_sockets(self.directory)
 
     def client(self) -> Any:
@@ -86,7 +87,7 @@ class S3Server:
         from botocore.config import Config
 
         session = boto3.session.Session(self.access_key, self.secret_key, region_name=REGION)
-        config = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=30)
+        config = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=30, proxies={})
         return session.client("s3", endpoint_url=self.endpoint, config=config)
 
     def create_bucket(self, name: str) -> str:
@@ -112,22 +113,37 @@ class S3Server:
         ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         (self.directory / PORTS_FILE).write_text(json.dumps(ports))
         self.endpoint = f"http://127.0.0.1:{ports['s3.port']}"
-        # HOME and TMPDIR: nothing of the user's own SeaweedFS settings, no sockets left in /tmp.
-        env = plain_environment(HOME=str(self.directory), TMPDIR=str(self.directory))
-        self.part = Part("S3 server", self._command(ports), log=self.directory / "weed.log", env=env)
-        self.part.start()
-        self.part.wait_ready(self._takes_a_put, timeout=READY_TIMEOUT)
+        self._start_part("S3 server", self._server(ports), ready=partial(has_leader, ports["master.port"]))
+        self._start_part("S3 volume server", self._volume_server(ports), ready=self._takes_a_put)
 
-    def _command(self, ports: dict[str, int]) -> list[str]:
+    def _start_part(self, name: str, command: list[str], *, ready: Callable[[], bool]) -> None:
+        # HOME and TMPDIR: nothing of the user's own SeaweedFS settings.
+        env = plain_environment(HOME=str(self.directory), TMPDIR=str(self.directory))
+        log = self.directory / f"{name.lower().replace(' ', '-')}.log"
+        part = Part(name, [weed(), *command], log=log, env=env)
+        self.parts.append(part)
+        part.start()
+        part.wait_ready(ready, timeout=READY_TIMEOUT)
+
+    def _server(self, ports: dict[str, int]) -> list[str]:
         return [
-            *(weed(), "server", f"-dir={self.directory / 'data'}"),
-            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={self._identities()}"),
-            *(f"-{name}={port}" for name, port in ports.items()),
+            *("server", f"-dir={self.directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *("-volume=false", "-filer", "-s3", f"-s3.config={self._identities()}"),
+            *(f"-{name}={port}" for name, port in ports.items() if not name.startswith("volume.")),
             *("-s3.port.iceberg=0", "-s3.port.lance=0"),
             *(f"-filer.localSocket={self.directory}/filer.sock", f"-s3.localSocket={self.directory}/s3.sock"),
+            *("-master.volumeSizeLimitMB=256", "-master.telemetry=false"),
+        ]
+
+    def _volume_server(self, ports: dict[str, int]) -> list[str]:
+        # A process of its own, started once the master leads: inside `weed server` it often
+        # asks too early and then waits five seconds before it asks again.
+        return [
+            *("volume", f"-dir={self.directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(f"-port={ports['volume.port']}", f"-port.grpc={ports['volume.port.grpc']}"),
+            f"-mserver=127.0.0.1:{ports['master.port']}.{ports['master.port.grpc']}",
             # Each bucket takes seven volumes; with the default of eight the second bucket's PUTs fail.
-            *("-volume.max=200", "-master.volumeSizeLimitMB=256", "-volume.preStopSeconds=0"),
-            "-master.telemetry=false",
+            *("-max=200", "-preStopSeconds=0"),
         ]
 
     def _identities(self) -> Path:
@@ -135,9 +151,7 @@ class S3Server:
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         path = self.directory / "identities.json"
         path.touch(mode=0o600)
-        path.write_text(
-            json.dumps({"identities": [{"name": "admin", "credentials": credentials, "actions": actions}]})
-        )
+        path.write_text(json.dumps({"identities": [{"name": "admin", "credentials": credentials, "actions": actions}]}))
         return path
 
     def _takes_a_put(self) -> bool:
@@ -162,6 +176,18 @@ def s3_servers(run_dir: Path | str) -> Iterator[S3Server]:
     """Body of a pytest fixture: `return (yield from s3_servers(tmp_path_factory.mktemp("s3")))`."""
     with S3Server(run_dir) as server:
         yield server
+
+
+def has_leader(master_port: int) -> bool:
+    """Whether the master has elected itself, which takes it a second."""
+    connection = http.client.HTTPConnection("127.0.0.1", master_port, timeout=5)
+    try:
+        connection.request("GET", "/cluster/status")
+        return bool(json.load(connection.getresponse()).get("IsLeader"))
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+    finally:
+        connection.close()
 
 
 def remove_sockets(directory: Path) -> None:

@@ -1,0 +1,1 @@
+"""The operator: watches FineTuneJobs and drives them to tuned weights in object storage."""

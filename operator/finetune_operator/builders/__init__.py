@@ -1,0 +1,1 @@
+"""Manifests: pure functions from a typed job to the objects that run it."""

@@ -1,0 +1,1 @@
+"""`finetune`: run, validate and estimate jobs from a terminal. Never imports torch."""

@@ -1,0 +1,1 @@
+"""The status server that trainers post their progress to."""

@@ -1,0 +1,1 @@
+"""The loop: cache, queue, reconciler, resync. Async, without kopf and without HTTP."""

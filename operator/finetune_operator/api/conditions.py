@@ -1,0 +1,122 @@
+"""Condition types, their reasons, and the phase that follows from them.
+
+Conditions are the truth; `phase` is computed. Ready, Reconciling and Stalled follow kstatus, which Flux and
+Argo CD read (github.com/kubernetes-sigs/cli-utils, pkg/kstatus).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ConditionType(StrEnum):
+    """The types, in the order in which a job meets them."""
+
+    VALIDATED = "Validated"
+    """The spec and its profile allow a run."""
+    PREPARED = "Prepared"
+    """The data is checked and tokenised; a GPU may be asked for."""
+    PODS_READY = "PodsReady"
+    """Every pod of the current attempt is ready."""
+    RUNNING = "Running"
+    """The trainer works."""
+    CHECKPOINT_AVAILABLE = "CheckpointAvailable"
+    """There is a checkpoint that the next attempt can go on from."""
+    OUTPUTS_READY = "OutputsReady"
+    """The manifest is in storage; all outputs are there."""
+    COMPLETE = "Complete"
+    """The job has succeeded. Terminal."""
+    FAILED = "Failed"
+    """The job has failed for good. Terminal."""
+    READY = "Ready"
+    """kstatus: true only when the job is complete."""
+    RECONCILING = "Reconciling"
+    """kstatus: the operator is still working on it."""
+    STALLED = "Stalled"
+    """kstatus: nothing moves until somebody acts."""
+
+
+class Reason(StrEnum):
+    """Reasons that the operator itself sets; a failed stage adds those of the table of exit codes."""
+
+    # Validated
+    VALID = "Valid"
+    """The spec can be run."""
+    INVALID_SPEC = "InvalidSpec"
+    """The stored spec does not parse: it was written by another version of the CRD."""
+    PROFILE_NOT_FOUND = "ProfileNotFound"
+    """spec.profile names no FineTuneProfile. The job waits for it."""
+    PROFILE_REQUIRED = "ProfileRequired"
+    """Profiles exist, none is the default, and the spec names none."""
+    SEVERAL_DEFAULT_PROFILES = "SeveralDefaultProfiles"
+    """More than one profile is marked as default."""
+    PROFILE_REFUSED = "ProfileRefused"
+    """The profile does not allow this job: its limits or its namespaces."""
+    NO_TRAINER_IMAGE = "NoTrainerImage"
+    """Neither spec, profile nor operator names the trainer's image."""
+    CONFIG_TOO_LARGE = "ConfigTooLarge"
+    """The run configuration exceeds 64 KiB."""
+
+    # Prepared, PodsReady, Running
+    WAITING = "Waiting"
+    """The step before it is not done yet."""
+    POD_PENDING = "PodPending"
+    """The pod is created and not yet started."""
+    UNSCHEDULABLE = "Unschedulable"
+    """The scheduler finds no node; the message is its own."""
+    IMAGE_PULL = "ImagePull"
+    """The image cannot be pulled."""
+    CONTAINER_CONFIG = "ContainerConfig"
+    """The container cannot be made: most often a missing Secret."""
+    STARTING = "Starting"
+    """The containers start, or the model is fetched."""
+    PREPARING = "Preparing"
+    """The prepare pod works on the data."""
+    PREPARED = "Prepared"
+    """The data is ready."""
+    TRAINING = "Training"
+    """The trainer works."""
+    RESTARTING = "Restarting"
+    """An attempt has ended; the next one waits for its backoff."""
+    POD_FAILED = "PodFailed"
+    """The attempt has ended with a failure."""
+
+    # CheckpointAvailable, OutputsReady, Complete, Failed
+    CHECKPOINTED = "Checkpointed"
+    """A checkpoint is committed in storage."""
+    NO_CHECKPOINT = "NoCheckpoint"
+    """No checkpoint yet."""
+    NOT_WRITTEN = "NotWritten"
+    """The outputs are not written yet."""
+    MANIFEST_WRITTEN = "ManifestWritten"
+    """The manifest is in storage."""
+    SUCCEEDED = "Succeeded"
+    """The run is complete."""
+    RESTART_BUDGET_EXCEEDED = "RestartBudgetExceeded"
+    """lifecycle.retries.max failures, or too many disruptions; lastFailure has the last one."""
+    NOT_FAILED = "NotFailed"
+    """No failure that ends the job."""
+
+    # Failures that pods show without an exit code of ours
+    KILLED = "Killed"
+    """A container was killed: exit code 137, most often for memory."""
+    EVICTED = "Evicted"
+    """The pod was preempted, evicted or drained, or its node was lost."""
+    JOB_DELETED = "JobDeleted"
+    """The attempt's Job was deleted by somebody else."""
+    RESULT_LOST = "ResultLost"
+    """The Job completed, but its pod went before its message was read."""
+    UNKNOWN_EXIT_CODE = "UnknownExitCode"
+    """The container ended with a code that is not in the table."""
+
+
+class Phase(StrEnum):
+    """One word for a table; computed from the conditions."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    RESTARTING = "Restarting"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"

@@ -1,0 +1,33 @@
+"""Names on the wire: group, labels, annotations, field manager. Each stands here once."""
+
+from __future__ import annotations
+
+GROUP = "finetuning.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+JOB_KIND = "FineTuneJob"
+JOB_PLURAL = "finetunejobs"
+PROFILE_KIND = "FineTuneProfile"
+PROFILE_PLURAL = "finetuneprofiles"
+
+MANAGER = "finetune-operator"
+
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_JOB = f"{GROUP}/job"
+LABEL_JOB_UID = f"{GROUP}/job-uid"
+LABEL_STAGE = f"{GROUP}/stage"
+LABEL_RUN = f"{GROUP}/run"
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+MANAGED_SELECTOR = f"{LABEL_MANAGED_BY}={MANAGER}"
+
+ANNOTATION_CONFIG = f"{GROUP}/config"
+ANNOTATION_PROGRESS_CA = f"{GROUP}/progress-ca"
+ANNOTATION_DEFAULT_PROFILE = f"{GROUP}/is-default-profile"
+
+MAX_NAME_LENGTH = 40
+"""Longest job name: children add the uid, run, attempt and pod index and must stay within 63 (job-traps 9)."""
+
+
+def progress_audience(uid: str) -> str:
+    """Return the audience of the token with which pods of this job report: bound to it and nothing else."""
+    return f"{GROUP}/{uid}"

@@ -1,0 +1,121 @@
+"""FineTuneJob: what a user writes. The trainer's part of the spec stands in `finetune_contract.spec`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, WithJsonSchema
+
+from finetune_contract.model import Model
+from finetune_contract.spec import Name, TuningSpec
+
+Quantity = Annotated[
+    str | int,
+    Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "maxLength": 32,
+            "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$",
+        }
+    ),
+]
+LabelValue = Annotated[str, Field(max_length=63)]
+LabelKey = Annotated[str, Field(max_length=317)]
+
+
+class PullPolicy(StrEnum):
+    """When the image is pulled."""
+
+    ALWAYS = "Always"
+    IF_NOT_PRESENT = "IfNotPresent"
+    NEVER = "Never"
+
+
+class Resources(Model):
+    """What the training pod gets. The prepare pod never asks for a GPU."""
+
+    gpus_per_node: Annotated[int, Field(ge=0, le=1)] | None = None
+    """GPUs of the training pod; 1 when absent, 0 trains on the CPU."""
+    gpu_memory: Quantity | None = None
+    """Memory of one GPU, as 80Gi: a job that cannot fit is refused with numbers before it asks for one."""
+    gpu_resource_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Extended resource that a GPU is; nvidia.com/gpu when absent."""
+    cpu: Quantity | None = None
+    """CPU that the training pod asks for."""
+    memory: Quantity | None = None
+    """Memory that the training pod asks for and may use at most."""
+    shared_memory: Quantity | None = None
+    """Size of /dev/shm; 1Gi when absent. It counts against memory."""
+    ephemeral_storage: Quantity | None = None
+    """Disk of the training pod for the model, checkpoints and outputs."""
+
+
+class Toleration(Model):
+    """A toleration as in a pod's spec."""
+
+    key: Annotated[str, Field(max_length=317)] | None = None
+    """Taint key; empty matches all with operator Exists."""
+    operator: Literal["Exists", "Equal"] | None = None
+    """Equal when absent."""
+    value: Annotated[str, Field(max_length=63)] | None = None
+    """Taint value."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Taint effect; absent matches all."""
+    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
+    """How long a NoExecute taint is tolerated."""
+
+
+class Scheduling(Model):
+    """Where the pods may run."""
+
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] | None = None
+    """Labels that the training pod's node must have."""
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] | None = None
+    """Taints that the pods tolerate."""
+    priority_class: Name | None = None
+    """PriorityClass of the pods. May be changed while the job runs; the next attempt has it."""
+
+
+class Retries(Model):
+    """How failures are retried. Disruptions (preemption, eviction, a lost node) are retried without charge."""
+
+    max: Annotated[int, Field(ge=0, le=100)] = 3
+    """Failures after which the job fails for good. Errors of the user are never retried."""
+    backoff_seconds: Annotated[int, Field(ge=0, le=3600)] = 10
+    """Wait before the first retry; doubles with each, up to 5 minutes."""
+
+
+class Lifecycle(Model):
+    """How the job lives. May be changed while it runs."""
+
+    grace_period_seconds: Annotated[int, Field(ge=1, le=86400)] = 300
+    """Time between SIGTERM and SIGKILL, for the last checkpoint."""
+    retries: Retries = Retries()
+    """How failures are retried."""
+
+
+class Trainer(Model):
+    """The trainer's image."""
+
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Image of the trainer; the profile's or the operator's when absent."""
+    image_pull_policy: PullPolicy | None = None
+    """When the image is pulled."""
+
+
+class FineTuneJobSpec(TuningSpec):
+    """What to tune, and how to run it. Fixed after creation, but for lifecycle and the priority."""
+
+    profile: Name | None = None
+    """FineTuneProfile of the platform team to use; the one marked as default when absent."""
+    resources: Resources = Resources()
+    """What the training pod gets."""
+    scheduling: Scheduling = Scheduling()
+    """Where the pods may run."""
+    lifecycle: Lifecycle = Lifecycle()
+    """How the job lives."""
+    trainer: Trainer = Trainer()
+    """The trainer's image."""

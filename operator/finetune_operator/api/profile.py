@@ -1,0 +1,103 @@
+"""FineTuneProfile: what the platform team fixes for its users, as a StorageClass does for storage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, WithJsonSchema
+
+from finetune_contract.model import Model
+from finetune_contract.spec import Name, Uri
+from finetune_operator.api.job import Quantity, Trainer
+
+Pattern = Annotated[str, Field(min_length=1, max_length=512)]
+Patterns = Annotated[tuple[Pattern, ...], Field(max_length=64)]
+Defaults = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
+
+
+class Limits(Model):
+    """What a job of this profile may ask for. Patterns take * for any characters."""
+
+    max_gpus: Annotated[int, Field(ge=0, le=100000)] | None = None
+    """Most GPUs a job."""
+    allowed_models: Patterns | None = None
+    """Patterns of model URIs; any model when absent."""
+    allowed_images: Patterns | None = None
+    """Patterns of trainer images that a job may name; only the profile's own when absent."""
+    allowed_output_prefixes: Annotated[tuple[Uri, ...], Field(max_length=64)] | None = None
+    """Prefixes of output URIs; any output when absent."""
+
+
+class Storage(Model):
+    """The object store that jobs of this profile use unless their Secrets say otherwise."""
+
+    endpoint: Annotated[str, Field(max_length=512, pattern=r"^https?://[^@/?#]+(/[^@?#]*)?$")] | None = None
+    """S3 endpoint URL."""
+    region: Annotated[str, Field(max_length=64)] | None = None
+    """S3 region."""
+    secret_name: Name | None = None
+    """Secret of the job's namespace with the credentials, for jobs that name none."""
+
+
+class Hub(Model):
+    """The model hub, or a mirror of it."""
+
+    endpoint: Annotated[str, Field(max_length=512, pattern=r"^https?://[^@/?#]+(/[^@?#]*)?$")] | None = None
+    """URL that is used in place of the public hub's."""
+
+
+class Gpu(Model):
+    """The GPUs of this profile."""
+
+    memory: Quantity | None = None
+    """Memory of one GPU, as 80Gi."""
+    resource_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Extended resource that a GPU is; nvidia.com/gpu when absent."""
+
+
+class Cache(Model):
+    """Where fetched models are kept between jobs."""
+
+    claim_name: Name | None = None
+    """PersistentVolumeClaim of the job's namespace; a pod's own disk when absent."""
+
+
+class PrepareResources(Model):
+    """What the prepare pod gets."""
+
+    cpu: Quantity | None = None
+    """CPU."""
+    memory: Quantity | None = None
+    """Memory."""
+
+
+class Prepare(Model):
+    """How data is prepared."""
+
+    resources: PrepareResources = PrepareResources()
+    """What the prepare pod gets."""
+
+
+class FineTuneProfileSpec(Model):
+    """What the platform team fixes for jobs that use this profile."""
+
+    namespaces: Patterns | None = None
+    """Namespaces from which it may be used, with * for any characters; all when absent."""
+    defaults: Defaults | None = None
+    """Fields of a FineTuneJob's spec that a job has unless it sets them itself."""
+    limits: Limits = Limits()
+    """What a job may ask for."""
+    trainer: Trainer = Trainer()
+    """The trainer's image."""
+    storage: Storage = Storage()
+    """The object store."""
+    hub: Hub = Hub()
+    """The model hub."""
+    gpu: Gpu = Gpu()
+    """The GPUs."""
+    cache: Cache = Cache()
+    """Where fetched models are kept."""
+    prepare: Prepare = Prepare()
+    """How data is prepared."""
+    not_ready_toleration_seconds: Annotated[int, Field(ge=0, le=86400)] = 30
+    """How long pods stay on a node that is not ready or unreachable, before the next attempt."""

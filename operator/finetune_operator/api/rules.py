@@ -1,0 +1,166 @@
+"""Rules that cross fields or need a sentence: one table, two readers.
+
+The API server evaluates `cel` at admission; `finetune validate` and `finetune run` evaluate `holds` on the same
+JSON value. A test feeds both the same table of manifests and compares the answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_contract.spec import TuningSpec
+from finetune_operator.api.constants import MAX_NAME_LENGTH
+from finetune_operator.api.job import FineTuneJobSpec, Scheduling
+
+_BUCKET = "[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+_NAME = "[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
+_HF = "hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
+_S3 = f"s3://{_BUCKET}/.+"
+_PVC = f"pvc://{_NAME}(/.*)?"
+_CREDENTIALS = "^[a-z0-9]+://[^/]*@"
+_DNS_LABEL = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule at one place of a FineTuneJob."""
+
+    at: tuple[str, ...]
+    """Path of the value that the rule is about, from the object's root; () is the object."""
+    cel: str
+    """The rule as the API server evaluates it."""
+    message: str
+    """What is wrong and what to do."""
+    holds: Callable[[Any], bool]
+    """The same rule on the JSON value, for the command line."""
+    cluster_only: bool = False
+    """Whether the rule is lifted for `finetune run`."""
+
+
+def _uri_rules(at: tuple[str, ...], forms: tuple[str, ...], example: str) -> Iterator[Rule]:
+    form = f"^({'|'.join(forms)})$"
+    yield Rule(
+        at,
+        f"!self.matches('{_CREDENTIALS}') && !self.contains('?')",
+        "a URI must not carry credentials or a query: put them into a Secret and name it in secretRef",
+        lambda uri: not re.search(_CREDENTIALS, uri) and "?" not in uri,
+    )
+    yield Rule(
+        at,
+        "!self.startsWith('file://')",
+        "file:// works with `finetune run` only: a pod does not see your disk; use s3:// or pvc://",
+        lambda uri: not uri.startswith("file://"),
+        cluster_only=True,
+    )
+    yield Rule(
+        at,
+        f"self.startsWith('file://') || self.matches('{_CREDENTIALS}') || self.contains('?') || self.matches('{form}')",
+        f"not a URI that is understood here: write {example}",
+        lambda uri: bool(
+            uri.startswith("file://") or re.search(_CREDENTIALS, uri) or "?" in uri or re.search(form, uri)
+        ),
+    )
+
+
+def _unset(value: dict[str, Any], *names: str) -> bool:
+    return not all(name in value for name in names)
+
+
+JOB_RULES: tuple[Rule, ...] = (
+    Rule(
+        (),
+        f"size(self.metadata.name) <= {MAX_NAME_LENGTH}",
+        f"metadata.name may have at most {MAX_NAME_LENGTH} characters: the names of its pods are made from it",
+        lambda job: len(job.get("metadata", {}).get("name", "")) <= MAX_NAME_LENGTH,
+    ),
+    Rule(
+        (),
+        f"self.metadata.name.matches('{_DNS_LABEL}')",
+        "metadata.name must be lower-case letters, digits and -, and begin with a letter: pods are named after it",
+        lambda job: bool(re.search(_DNS_LABEL, job.get("metadata", {}).get("name", ""))),
+    ),
+    Rule(
+        ("spec",),
+        "self.method != 'Full' || !has(self.lora)",
+        "lora is for methods LoRA and QLoRA: remove it, or set method: LoRA",
+        lambda spec: spec.get("method") != "Full" or "lora" not in spec,
+    ),
+    Rule(
+        ("spec",),
+        "self.method == 'QLoRA' || !has(self.quantization)",
+        "quantization is for method QLoRA: remove it, or set method: QLoRA",
+        lambda spec: spec.get("method") == "QLoRA" or "quantization" not in spec,
+    ),
+    Rule(
+        ("spec", "hyperparameters"),
+        "!(has(self.epochs) && has(self.maxSteps))",
+        "epochs and maxSteps exclude each other: keep one",
+        lambda hp: _unset(hp, "epochs", "maxSteps"),
+    ),
+    Rule(
+        ("spec", "hyperparameters"),
+        "!has(self.microBatchSize) || (has(self.batchSize) ? self.batchSize : 16) % self.microBatchSize == 0",
+        "microBatchSize must divide batchSize (16 when absent): a step is made of whole micro-batches",
+        lambda hp: "microBatchSize" not in hp or hp.get("batchSize", 16) % hp["microBatchSize"] == 0,
+    ),
+    *_uri_rules(
+        ("spec", "model", "uri"),
+        (_HF, _S3, _PVC),
+        "hf://organisation/name, s3://bucket/prefix or pvc://claim/path",
+    ),
+    *_uri_rules(("spec", "dataset", "uri"), (_S3, _PVC), "s3://bucket/path or pvc://claim/path"),
+    *_uri_rules(("spec", "output", "uri"), (_S3, _PVC), "s3://bucket/prefix or pvc://claim/path"),
+)
+
+_MUTABLE = {"lifecycle", "scheduling"}
+
+
+def immutability_rules() -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """Yield (path, CEL, message) that fix everything but lifecycle and the priority after creation.
+
+    `self.?a == oldSelf.?a` exceeds the CEL cost budget, pairs of has() do not; and a rule on a whole parent
+    would refuse to add a mutable field where the parent was absent (job-traps 22).
+    """
+    for field, alias in _aliases(FineTuneJobSpec):
+        if field in _MUTABLE:
+            continue
+        required = TuningSpec.model_fields.get(field)
+        same = f"self.{alias} == oldSelf.{alias}"
+        if not (required and required.is_required()):
+            same = f"has(self.{alias}) == has(oldSelf.{alias}) && (!has(self.{alias}) || {same})"
+        yield ("spec",), same, f"spec.{alias} is fixed after creation: delete the job and create a new one"
+    for field, alias in _aliases(Scheduling):
+        if field == "priority_class":
+            continue
+        new, old = (f"has({v}.scheduling) && has({v}.scheduling.{alias})" for v in ("self", "oldSelf"))
+        same = f"({new}) == ({old}) && (!({new}) || self.scheduling.{alias} == oldSelf.scheduling.{alias})"
+        yield ("spec",), same, f"spec.scheduling.{alias} is fixed after creation: delete the job and create a new one"
+
+
+def _aliases(model: type[FineTuneJobSpec] | type[Scheduling]) -> list[tuple[str, str]]:
+    return [(name, field.alias or name) for name, field in model.model_fields.items()]
+
+
+def violations(job: dict[str, Any], *, in_cluster: bool) -> Iterator[tuple[str, str]]:
+    """Yield (field path, message) of each rule that a manifest breaks; values of a wrong type are skipped,
+    since the types report them.
+    """
+    for rule in JOB_RULES:
+        value = _at(job, rule.at)
+        if value is None or (rule.cluster_only and not in_cluster):
+            continue
+        try:
+            holds = rule.holds(value)
+        except (TypeError, AttributeError, ZeroDivisionError):
+            continue
+        if not holds:
+            yield ".".join(rule.at) or "metadata.name", rule.message
+
+
+def _at(value: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,203 @@
+"""FineTuneJob's status: what the operator writes, once a reconcile."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, WithJsonSchema
+
+from finetune_contract.exit_codes import FailureClass
+from finetune_contract.model import Model
+from finetune_contract.outcome import Artifact, EvaluationSummary
+from finetune_contract.prepared import DatasetSummary, Estimate, Resolved
+from finetune_operator.api.conditions import Phase
+
+Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+Anything = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
+
+
+class Condition(Model):
+    """One aspect of the job's state (KEP-1623)."""
+
+    type: Annotated[str, Field(max_length=316)]
+    """What is true or not."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it is."""
+    reason: Annotated[str, Field(max_length=1024)]
+    """Why, in one CamelCase word."""
+    message: Annotated[str, Field(max_length=32768)] = ""
+    """Why, for a person."""
+    last_transition_time: Time
+    """When status changed."""
+    observed_generation: int | None = None
+    """Generation of the spec that this was found for."""
+
+
+class Restarts(Model):
+    """How often the job was started again."""
+
+    failures: int = 0
+    """Failures, which lifecycle.retries.max bounds."""
+    disruptions: int = 0
+    """Preemptions, evictions and the like, without charge."""
+
+
+class Progress(Model):
+    """Where training stands, as the trainer reports it."""
+
+    step: int | None = None
+    """Optimizer steps done."""
+    total_steps: int | None = None
+    """Optimizer steps of the run."""
+    epoch: float | None = None
+    """Passes over the data done."""
+    percent: int | None = None
+    """Share done."""
+    eta_seconds: int | None = None
+    """Estimated time that training still takes."""
+    eta: str | None = None
+    """The same for people, as 3m20s."""
+    loss: float | None = None
+    """Training loss."""
+    eval_loss: float | None = None
+    """Loss on the held-out part."""
+    learning_rate: float | None = None
+    """Current learning rate."""
+    tokens_per_second: float | None = None
+    """Tokens trained on a second."""
+    updated_at: Time
+    """When the trainer reported."""
+
+
+class CheckpointStatus(Model):
+    """The newest checkpoint."""
+
+    uri: str | None = None
+    """Folder of the checkpoints."""
+    step: int | None = None
+    """Step of the newest committed one."""
+    resumed_from_step: int | None = None
+    """Step that the current attempt went on from."""
+
+
+class LastFailure(Model):
+    """How the last attempt that failed ended."""
+
+    failure_class: Annotated[FailureClass, Field(alias="class")]
+    """What kind of failure it is, which decides what is done."""
+    reason: str
+    """The failure in one word."""
+    exit_code: int | None = None
+    """Exit code of the container."""
+    attempt: int
+    """Attempt that failed."""
+    stage: str
+    """prepare, fetch or train."""
+    pod: str | None = None
+    """Pod that failed."""
+    message: str = ""
+    """What is wrong and what to do."""
+    log_tail: str = ""
+    """End of the pod's log."""
+    time: Time
+    """When the operator saw it."""
+
+
+class JobReference(Model):
+    """The batch Job of the current attempt, once it was seen."""
+
+    name: str
+    """Its name."""
+    uid: str
+    """Its uid."""
+
+
+class ArtifactStatus(Artifact):
+    """One kind of output."""
+
+    uri: str
+    """Where it lies."""
+
+
+class Outputs(Model):
+    """Where the results lie."""
+
+    uri: str
+    """Folder of the run."""
+    manifest: str
+    """The manifest: every file with size and sha256."""
+    manifest_sha256: str
+    """sha256 of the manifest."""
+    adapter: ArtifactStatus | None = None
+    """The adapter, as PEFT saves it."""
+    merged: ArtifactStatus | None = None
+    """The merged weights, or all weights with method Full."""
+    report: str | None = None
+    """The report for people."""
+
+
+class ProfileSnapshot(Model):
+    """The profile as it was when the run began: later changes do not touch a run."""
+
+    name: str
+    """Its name."""
+    generation: int
+    """Its generation."""
+    spec: Anything
+    """Its spec."""
+
+
+class ResolvedStatus(Model):
+    """Everything that was chosen for the user."""
+
+    config_hash: str
+    """sha256 of the effective spec without lifecycle and priority."""
+    image: str
+    """Image of the trainer."""
+    gpus: int
+    """GPUs of the job."""
+    profile: ProfileSnapshot | None = None
+    """The profile."""
+    prepared_sha256: str | None = None
+    """sha256 of prepared.json."""
+    training: Resolved | None = None
+    """What prepare chose."""
+
+
+class FineTuneJobStatus(Model):
+    """What is known about the job."""
+
+    observed_generation: int | None = None
+    """Generation of the spec that this status is about."""
+    phase: Phase | None = None
+    """One word, computed from the conditions."""
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=32)] = ()
+    """The truth about the job."""
+    start_time: Time | None = None
+    """When the operator took the job up."""
+    completion_time: Time | None = None
+    """When the job ended."""
+    run: int | None = None
+    """Number of the run."""
+    attempt: int | None = None
+    """Number of the current attempt."""
+    job: JobReference | None = None
+    """The batch Job of the current attempt, once it was seen."""
+    restarts: Restarts | None = None
+    """How often the job was started again."""
+    progress: Progress | None = None
+    """Where training stands."""
+    estimate: Estimate | None = None
+    """Memory of one GPU at the peak."""
+    dataset: DatasetSummary | None = None
+    """What the data is."""
+    checkpoint: CheckpointStatus | None = None
+    """The newest checkpoint."""
+    last_failure: LastFailure | None = None
+    """How the last failed attempt ended."""
+    evaluation: EvaluationSummary | None = None
+    """Base against tuned."""
+    outputs: Outputs | None = None
+    """Where the results lie."""
+    resolved: ResolvedStatus | None = None
+    """Everything that was chosen for the user."""

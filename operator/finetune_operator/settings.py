@@ -1,0 +1,68 @@
+"""What the operator reads from its environment: set by the manifests and the chart, by hand on a laptop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from finetune_operator.api.constants import GROUP, VERSION
+
+_N = TypeVar("_N", int, float)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The operator's configuration. Every field is an environment variable of the same name with FINETUNE_."""
+
+    namespace: str
+    """Namespace of the operator itself: its TLS Secret lies there (POD_NAMESPACE)."""
+    trainer_image: str | None
+    """Image of the trainer where neither job nor profile names one."""
+    watch_namespace: str | None
+    """Only this namespace is served; all when absent."""
+    status_bind: str
+    """host:port that the status server listens on."""
+    status_url: str
+    """How pods reach the status server: https://host:port."""
+    liveness_url: str
+    """Where /healthz is served."""
+    workers: int
+    """Jobs that are reconciled at the same time."""
+    resync_seconds: float
+    """Time between two full LISTs, which also find deletions that watches lost."""
+    progress_seconds: float
+    """Least time between two status writes that only carry progress."""
+    log_format: str
+    """json or text."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """Read the settings. Raises ValueError that names the variable."""
+        namespace = env.get("POD_NAMESPACE", "finetune-system")
+        return cls(
+            namespace=namespace,
+            trainer_image=env.get("FINETUNE_TRAINER_IMAGE") or None,
+            watch_namespace=env.get("FINETUNE_WATCH_NAMESPACE") or None,
+            status_bind=env.get("FINETUNE_STATUS_BIND", "0.0.0.0:8443"),
+            status_url=env.get("FINETUNE_STATUS_URL", f"https://finetune-operator.{namespace}.svc:8443").rstrip("/"),
+            liveness_url=env.get("FINETUNE_LIVENESS_URL", "http://0.0.0.0:8080/healthz"),
+            workers=_number(env, "FINETUNE_WORKERS", "16", int),
+            resync_seconds=_number(env, "FINETUNE_RESYNC_SECONDS", "600", float),
+            progress_seconds=_number(env, "FINETUNE_PROGRESS_SECONDS", "5", float),
+            log_format=env.get("FINETUNE_LOG_FORMAT", "json"),
+        )
+
+
+def _number(env: Mapping[str, str], name: str, default: str, kind: type[_N]) -> _N:
+    text = env.get(name, default)
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ValueError(f"{name}={text!r} is not a number") from error
+
+
+def progress_path(namespace: str, name: str) -> str:
+    """Return the path below the status server's URL that a job's pods post to."""
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/finetunejobs/{name}/status"

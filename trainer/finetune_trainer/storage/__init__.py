@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from finetune_contract.exit_codes import ExitCode
 from finetune_contract.run_config import Use
+from finetune_trainer.errors import TrainerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,10 @@ class Store(Protocol):
         """Return the object at the URI or those below it as a folder, sorted by path; empty if there are none."""
 
     def download(self, uri: str, path: Path) -> str:
-        """Fetch one object into a file, atomically and resuming a partial one; return its sha256. Raises NotFoundError."""
+        """Fetch one object into a file, atomically and resuming a partial one; return its sha256.
+
+        Raises NotFoundError.
+        """
 
     def upload(self, path: Path, uri: str) -> str:
         """Store one file; return its sha256."""
@@ -49,4 +54,17 @@ class Store(Protocol):
 
 def open_store(uri: str, use: Use) -> Store:
     """Return the store for a URI with the credentials of that use. Raises TrainerError for an unknown scheme."""
-    raise NotImplementedError  # first version to come from storage.s3 and storage.local
+    if uri.startswith("s3://"):
+        from finetune_trainer.storage.s3 import S3Store
+
+        return S3Store(use)
+    if uri.startswith(("file://", "pvc://")):
+        from finetune_trainer.storage.local import FolderStore
+
+        return FolderStore(use)
+    raise TrainerError(ExitCode.CONFIG_INVALID, f"{field_of(use)}.uri is {uri!r}: use s3://, pvc:// or file://.")
+
+
+def field_of(use: Use) -> str:
+    """Return the spec's field that a use stands for: model, dataset or output."""
+    return use.value.rstrip("_").lower()

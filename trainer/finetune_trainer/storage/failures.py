@@ -1,0 +1,140 @@
+"""What went wrong in storage, in the user's words: the one place that maps errors to rows of the exit code table.
+
+Messages name the URI, the endpoint and the Secret's use, never a credential: botocore's own texts are left out where
+they could carry one.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from finetune_contract.exit_codes import ExitCode
+from finetune_contract.run_config import Use
+from finetune_trainer.errors import AlreadyExistsError, NotFoundError, TrainerError
+from finetune_trainer.storage import field_of
+
+_DENIED = frozenset(
+    {
+        "AccessDenied",
+        "AllAccessDisabled",
+        "AuthFailure",
+        "ExpiredToken",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+        "Unauthorized",
+        "401",
+        "403",
+    }
+)
+_NO_BUCKET = frozenset(["NoSuchBucket", "InvalidBucketName"])
+_NO_KEY = frozenset(["NoSuchKey", "NotFound", "404"])
+_THERE_ALREADY = frozenset(["PreconditionFailed", "ConditionalRequestConflict", "412"])
+_OTHER_REGION = frozenset(["PermanentRedirect", "AuthorizationHeaderMalformed", "301"])
+_DISK_FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
+_REFUSED = frozenset([errno.EACCES, errno.EPERM, errno.EROFS])
+
+
+@contextmanager
+def s3_failures(uri: str, *, use: Use, endpoint: str) -> Iterator[None]:
+    """Turn what botocore raises inside the block into our errors."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", "unknown"))
+        raise _from_code(code, uri, use=use, endpoint=endpoint) from error
+    except BotoCoreError as error:
+        raise _from_client(error, uri, use=use, endpoint=endpoint) from error
+    except OSError as error:
+        raise _from_system(error, uri, use=use) from error
+
+
+@contextmanager
+def file_failures(uri: str, *, use: Use) -> Iterator[None]:
+    """Turn what the file system raises inside the block into our errors."""
+    try:
+        yield
+    except OSError as error:
+        raise _from_system(error, uri, use=use) from error
+
+
+def disk_full(where: str) -> TrainerError:
+    """Return the error for a full disk."""
+    return TrainerError(
+        ExitCode.DISK_FULL,
+        f"The disk is full while writing {where}: raise resources.ephemeralStorage or the claim's size.",
+    )
+
+
+def unreachable(uri: str, *, endpoint: str, why: str) -> TrainerError:
+    """Return the error for storage that does not answer."""
+    return TrainerError(
+        ExitCode.STORAGE_UNAVAILABLE,
+        f"Object storage at {endpoint} could not be used for {uri} after retries: {why}. "
+        "Check AWS_ENDPOINT_URL and the network.",
+    )
+
+
+def _from_code(code: str, uri: str, *, use: Use, endpoint: str) -> Exception:
+    if code in _NO_KEY:
+        return NotFoundError(uri)
+    if code in _THERE_ALREADY:
+        return AlreadyExistsError(uri)
+    if code in _NO_BUCKET:
+        return _no_bucket(uri, use=use, endpoint=endpoint)
+    if code in _DENIED:
+        return _denied(uri, use=use, endpoint=endpoint, why=code)
+    if code in _OTHER_REGION:
+        return TrainerError(
+            ExitCode.CONFIG_INVALID,
+            f"The bucket of {uri} lies in another region ({code}): set AWS_REGION in the Secret of {_secret(use)}.",
+        )
+    return unreachable(uri, endpoint=endpoint, why=f"it answered {code}")
+
+
+def _from_client(error: Exception, uri: str, *, use: Use, endpoint: str) -> TrainerError:
+    """Sort the errors that come up before an answer does: no credentials, a bad name, no connection."""
+    kind = type(error).__name__
+    if "Credential" in kind or "Token" in kind:
+        why = "no complete credentials were given: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        return _denied(uri, use=use, endpoint=endpoint, why=why)
+    if kind == "ParamValidationError":
+        return _no_bucket(uri, use=use, endpoint=endpoint)
+    return unreachable(uri, endpoint=endpoint, why=kind)
+
+
+def _from_system(error: OSError, uri: str, *, use: Use) -> Exception:
+    if error.errno in _DISK_FULL:
+        return disk_full(uri)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return NotFoundError(uri)
+    if error.errno in _REFUSED:
+        hint = "check the owner of the files, or set podTemplate.securityContext.fsGroup"
+        return TrainerError(ExitCode.STORAGE_ACCESS_DENIED, f"{field_of(use)}.uri {uri}: {error.strerror}; {hint}.")
+    return TrainerError(ExitCode.STORAGE_UNAVAILABLE, f"{uri} could not be read or written: {error.strerror}.")
+
+
+def _denied(uri: str, *, use: Use, endpoint: str, why: str) -> TrainerError:
+    return TrainerError(
+        ExitCode.STORAGE_ACCESS_DENIED,
+        f"Object storage at {endpoint} refused access to {uri} ({why}): "
+        f"check the Secret of {_secret(use)} (here {use}AWS_ACCESS_KEY_ID, {use}AWS_SECRET_ACCESS_KEY).",
+    )
+
+
+def _no_bucket(uri: str, *, use: Use, endpoint: str) -> TrainerError:
+    bucket = uri.removeprefix("s3://").split("/")[0]
+    return TrainerError(
+        ExitCode.BUCKET_NOT_FOUND,
+        f"There is no bucket {bucket!r} at {endpoint}: correct {field_of(use)}.uri ({uri}) or create the bucket.",
+    )
+
+
+def _secret(use: Use) -> str:
+    return f"{field_of(use)}.secretRef"

@@ -10,15 +10,17 @@ from pydantic import Field, WithJsonSchema
 from finetune_contract.model import Model
 from finetune_contract.spec import Name, TuningSpec
 
+_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
+# The limits stand on each member: on the union, pydantic would ask an integer for its length.
 Quantity = Annotated[
-    str | int,
-    Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"),
+    Annotated[str, Field(max_length=32, pattern=_QUANTITY)] | Annotated[int, Field(ge=0)],
     WithJsonSchema(
         {
             "x-kubernetes-int-or-string": True,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "maxLength": 32,
-            "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$",
+            "minimum": 0,
+            "pattern": _QUANTITY,
         }
     ),
 ]

@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 
 TETHER = Path(__file__).with_name("tether.py")
-LOG_END_LINES = 25
 
 
 class StartError(RuntimeError):
@@ -63,9 +62,7 @@ class Part:
 
     def failure(self, what: str) -> StartError:
         """An error that names this part and shows how its log ends."""
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        end = "\n".join(f"  {line}" for line in lines[-LOG_END_LINES:]) or "  (empty)"
-        return StartError(f"{self.name} {what}; the end of {self.log}:\n{end}")
+        return StartError(f"{self.name} {what}; the end of {self.log}:\n{end_of(self.log)}")
 
     def stop(self, *, patience: float = 5.0) -> None:
         """End the child: SIGTERM, and SIGKILL once patience is over."""
@@ -79,6 +76,12 @@ class Part:
             self._process.kill()
             self._process.wait()
         self._process = None
+
+
+def end_of(log: Path, *, lines: int = 25) -> str:
+    """Return the last lines of a log, indented."""
+    text = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join(f"  {line}" for line in text[-lines:]) or "  (empty)"
 
 
 def plain_environment(**more: str) -> dict[str, str]:

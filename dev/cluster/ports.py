@@ -27,6 +27,12 @@ def free_ports(count: int) -> list[int]:
     raise OSError(f"no {count} free ports on 127.0.0.1 in {candidates}")
 
 
+def is_listened_on(port: int) -> bool:
+    """Whether a server takes connections on this port of loopback."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def _first_ephemeral_port() -> int:
     try:
         return max(int(EPHEMERAL.read_text().split()[0]), LOWEST + 2048)

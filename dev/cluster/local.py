@@ -1,0 +1,152 @@
+"""One cluster on this machine, as a context manager: what test fixtures and `up` both use.
+
+    with LocalCluster(run_dir, nodes=2, gpus=4) as cluster:
+        cluster.kubectl("apply", "-f", "-", input=manifest)
+
+Control plane, process node and S3 server are children of this process. All they write
+lies under `run_dir`, and none outlives this process, however it ends. One cluster a
+folder: a lock file sees to that.
+"""
+
+import fcntl
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal, Self
+
+from dev.cluster import build
+from dev.cluster.access import Api, Credentials
+from dev.cluster.controlplane import ControlPlane
+from dev.cluster.parts import Part, StartError, plain_environment
+from dev.cluster.s3 import S3Server
+
+HOST_ADDRESS = "198.18.0.1"
+Backend = Literal["process", "none"]
+
+
+class KubectlError(RuntimeError):
+    """kubectl refused; the message is what it said."""
+
+
+class LocalCluster:
+    """Control plane, nodes and S3 server, started together and ended together."""
+
+    def __init__(
+        self,
+        run_dir: Path | str,
+        *,
+        nodes: int = 1,
+        gpus: int = 0,
+        backend: Backend = "process",
+        with_s3: bool = True,
+    ) -> None:
+        self.run_dir = Path(run_dir).absolute()
+        self.node_names = [f"node-{number}" for number in range(nodes)] if backend == "process" else []
+        self.gpus = gpus
+        self.s3 = S3Server(self.run_dir)
+        self.kubeconfig = self.run_dir / "kubeconfig"
+        self.control_plane: ControlPlane | None = None
+        self._with_s3 = with_s3
+        self._lock: IO[str] | None = None
+
+    def start(self) -> None:
+        """Start everything, or nothing: a part that fails takes the others down with it."""
+        self._take_folder()
+        try:
+            self.binaries = build.assets()
+            self._start_parts()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End everything; the folder stays, with its logs."""
+        if self.control_plane is not None:
+            self.control_plane.stop()
+        self.s3.stop()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def server(self) -> str:
+        """The API server's address."""
+        return self._admin.server
+
+    @property
+    def ca_file(self) -> Path:
+        """The certificate that vouches for the API server."""
+        return self._admin.ca_file
+
+    @property
+    def reachable_host(self) -> str:
+        """An address that EndpointSlices take and under which pods reach servers of this host."""
+        return HOST_ADDRESS
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """All processes that should run."""
+        control_plane = self.control_plane.parts if self.control_plane else []
+        return [*control_plane, *self.s3.parts]
+
+    def kubectl(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002
+        """Run kubectl as the administrator and return what it printed."""
+        command = [str(self.binaries / "kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments]
+        env = plain_environment(KUBECACHEDIR=str(self.run_dir / "kubectl-cache"))
+        done = subprocess.run(command, input=input, env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise KubectlError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def kubeconfig_for_service_account(self, namespace: str, name: str, *, hours: int = 8) -> Path:
+        """Write a kubeconfig with a token of this service account, and with its rights only."""
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
+        request = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {"expirationSeconds": hours * 3600},
+        }
+        answer = Api(self._admin).post(path, request)
+        credentials = Credentials(self.server, self.ca_file, answer["status"]["token"])
+        target = self.run_dir / "kubeconfigs" / f"{namespace}.{name}"
+        return credentials.write_kubeconfig(target, user=name, namespace=namespace)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def _admin(self) -> Credentials:
+        if self.control_plane is None:
+            raise StartError("the cluster has not been started")
+        return self.control_plane.credentials("admin")
+
+    def _take_folder(self) -> None:
+        self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (self.run_dir / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise StartError(f"another cluster runs in {self.run_dir}") from error
+        self._lock = lock
+
+    def _start_parts(self) -> None:
+        self.control_plane = ControlPlane(self.run_dir, binaries=self.binaries, nodes=self.node_names)
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            s3 = beside.submit(self.s3.start) if self._with_s3 else None
+            try:
+                self.control_plane.start()
+                self._admin.write_kubeconfig(self.kubeconfig, user="admin")
+            except BaseException:
+                self.s3.stop()  # so that the other thread need not wait until it is ready
+                raise
+            if s3 is not None:
+                s3.result()

@@ -1,0 +1,69 @@
+"""`finetune validate`: every problem of every manifest at once, before anything is applied."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from finetune_operator.cli.check import is_ours, problems_of
+from finetune_operator.cli.documents import Document, ReadError, expand, read_documents
+
+INVALID = 2
+_EPILOG = """\
+examples:
+  finetune validate job.yaml
+  finetune validate jobs/                       every .yaml, .yml and .json in a folder
+  kustomize build . | finetune validate -       standard input; other kinds are passed over
+  finetune validate --local job.yaml            as `finetune run` would take it: file:// is allowed
+
+exit code: 0 if all are valid, 2 if not
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "validate",
+        help="check manifests without a cluster",
+        description="Check FineTuneJobs and FineTuneProfiles as the API server would; say all that is wrong.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="manifest, folder, or - for standard input")
+    parser.add_argument("--local", action="store_true", help="for `finetune run`: URIs may be file://")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check all files; print a line for each valid object, and one for each problem."""
+    problems = [line for name in expand(arguments.files) for line in _check(name, in_cluster=not arguments.local)]
+    if problems:
+        print(*problems, sep="\n", file=sys.stderr)
+        print(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found", file=sys.stderr)
+    return INVALID if problems else 0
+
+
+def _check(name: str, *, in_cluster: bool) -> list[str]:
+    try:
+        documents = read_documents(name)
+    except ReadError as error:
+        return [f"{name}: {error}"]
+    if not documents:
+        return [f"{name}: there is nothing in it"]
+    return [line for document in documents for line in _check_document(document, in_cluster=in_cluster)]
+
+
+def _check_document(document: Document, *, in_cluster: bool) -> list[str]:
+    value = document.value
+    if not is_ours(value):
+        print(f"{document.source}: {value['kind']} passed over: only FineTuneJob and FineTuneProfile are checked")
+        return []
+    problems = problems_of(value, in_cluster=in_cluster)
+    if not problems:
+        print(f"{document.source}: {value['kind']} {_name(value)} is valid")
+    return [f"{document.source}: {problem}" for problem in problems]
+
+
+def _name(value: dict[str, dict[str, str]]) -> str:
+    metadata = value["metadata"]
+    return metadata.get("name") or f"{metadata['generateName']}…"

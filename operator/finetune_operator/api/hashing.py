@@ -1,0 +1,20 @@
+"""What makes two runs the same: the hash of the effective spec without what may change while it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def config_hash(spec: dict[str, Any]) -> str:
+    """Return the sha256 (hex) of a FineTuneJob's spec without lifecycle and scheduling.priorityClass.
+
+    The spec is the effective one, the profile's defaults merged in. Key order does not matter.
+    """
+    fixed = {key: value for key, value in spec.items() if key not in ("lifecycle", "scheduling")}
+    scheduling = {k: v for k, v in spec.get("scheduling", {}).items() if k != "priorityClass"}
+    if scheduling:
+        fixed["scheduling"] = scheduling
+    text = json.dumps(fixed, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

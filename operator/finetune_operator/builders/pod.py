@@ -1,0 +1,203 @@
+"""The pod of a stage: restricted by default, no token but the one for progress, Secrets by reference only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_contract import paths
+from finetune_contract.run_config import Use
+from finetune_operator.api import constants as c
+from finetune_operator.api.job import FineTuneJobSpec, Quantity, Resources
+from finetune_operator.api.profile import FineTuneProfileSpec
+from finetune_operator.api.views import Stage
+
+Manifest = dict[str, Any]
+
+USER = 10001
+_TOKEN_SECONDS = 3600
+_TOKEN_FOLDER, _TOKEN_FILE = paths.POD_PROGRESS_TOKEN.rsplit("/", 1)
+_CONFIG_FOLDER, _CONFIG_FILE = paths.POD_CONFIG.rsplit("/", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PodRequest:
+    """What a pod is made from."""
+
+    stage: Stage
+    spec: FineTuneJobSpec
+    profile: FineTuneProfileSpec
+    image: str
+    gpus: int
+    """GPUs of the pod; 0 for prepare and collect."""
+    uid: str
+    """uid of the FineTuneJob."""
+    progress_url: str
+    collect: bool = False
+
+
+def build_pod_spec(pod: PodRequest) -> Manifest:
+    """Return the pod's spec."""
+    claims = _claims(pod)
+    main = _container(pod, "collect" if pod.collect else pod.stage, claims)
+    fetch = [_container(pod, "fetch", claims)] if pod.stage == "train" and not pod.collect else []
+    scheduling = pod.spec.scheduling
+    bound_by_claim = bool(claims)  # a claim binds where its first pod lands: prepare must land where train can
+    return _present(
+        {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": pod.spec.lifecycle.grace_period_seconds,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "priorityClassName": scheduling.priority_class,
+            "nodeSelector": scheduling.node_selector if pod.stage == "train" or bound_by_claim else None,
+            "tolerations": _tolerations(pod),
+            "initContainers": fetch,
+            "containers": [main],
+            "volumes": _volumes(pod, claims),
+        }
+    )
+
+
+def _container(pod: PodRequest, stage: str, claims: tuple[str, ...]) -> Manifest:
+    return _present(
+        {
+            "name": stage if stage != "collect" else pod.stage,
+            "image": pod.image,
+            "imagePullPolicy": pod.spec.trainer.image_pull_policy or pod.profile.trainer.image_pull_policy,
+            "command": ["python", "-m", "finetune_trainer", stage],
+            "env": _env(pod),
+            "envFrom": _secrets(pod),
+            "resources": _resources(pod, stage),
+            "volumeMounts": _mounts(pod, claims),
+            "terminationMessagePath": paths.POD_TERMINATION_LOG,
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            },
+        }
+    )
+
+
+def _env(pod: PodRequest) -> list[Manifest]:
+    storage, hub = pod.profile.storage, pod.profile.hub
+    values = {
+        paths.ENV_PROGRESS_URL: pod.progress_url,
+        paths.ENV_PROGRESS_CA: paths.POD_PROGRESS_CA,
+        paths.ENV_PROGRESS_TOKEN: paths.POD_PROGRESS_TOKEN,
+        "AWS_ENDPOINT_URL": storage.endpoint,
+        "AWS_REGION": storage.region,
+        "HF_ENDPOINT": hub.endpoint,
+        # Nothing but /tmp and our folders can be written, and uid 10001 has no entry in /etc/passwd, which
+        # torch asks for by getpass.getuser().
+        "HOME": "/tmp",  # noqa: S108
+        "USER": "finetune",
+    }
+    return [{"name": name, "value": value} for name, value in values.items() if value]
+
+
+def _secrets(pod: PodRequest) -> list[Manifest]:
+    """One Secret a use, each under its own prefix: they may differ. As envFrom, since a missing Secret then shows
+    as CreateContainerConfigError, and on the prepare pod, before a GPU is asked for (job-traps 17).
+    """
+    spec, default = pod.spec, pod.profile.storage.secret_name
+    uses = (
+        (Use.MODEL, spec.model.secret_ref),
+        (Use.DATASET, spec.dataset.secret_ref),
+        (Use.OUTPUT, spec.output.secret_ref),
+    )
+    names = [(use, ref.name if ref else default) for use, ref in uses]
+    return [{"prefix": use.value, "secretRef": {"name": name}} for use, name in names if name]
+
+
+def _resources(pod: PodRequest, stage: str) -> Manifest:
+    if stage in ("prepare", "collect"):
+        wanted = pod.profile.prepare.resources
+        requests = _present({"cpu": wanted.cpu or "500m", "memory": wanted.memory or "1Gi"})
+        return _present({"requests": requests, "limits": _present({"memory": wanted.memory})})
+    return _training_resources(pod.spec.resources, pod.profile, pod.gpus if stage == "train" else 0)
+
+
+def _training_resources(asked: Resources, profile: FineTuneProfileSpec, gpus: int) -> Manifest:
+    gpu = {asked.gpu_resource_name or profile.gpu.resource_name or "nvidia.com/gpu": str(gpus)} if gpus else {}
+    requests = {"cpu": asked.cpu, "memory": asked.memory, "ephemeral-storage": asked.ephemeral_storage}
+    limits = {"memory": asked.memory, "ephemeral-storage": asked.ephemeral_storage, **gpu}
+    return _present({"requests": _present({**requests, **gpu}), "limits": _present(limits)})
+
+
+def _claims(pod: PodRequest) -> tuple[str, ...]:
+    uris = (pod.spec.model.uri, pod.spec.dataset.uri, pod.spec.output.uri)
+    return tuple(dict.fromkeys(uri.split("/")[2] for uri in uris if uri.startswith("pvc://")))
+
+
+def _mounts(pod: PodRequest, claims: tuple[str, ...]) -> list[Manifest]:
+    mounts: list[Manifest] = [
+        {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
+        {"name": "progress-token", "mountPath": _TOKEN_FOLDER, "readOnly": True},
+        {"name": "work", "mountPath": paths.POD_WORK},
+        {"name": "cache", "mountPath": paths.POD_CACHE},
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+    ]
+    if pod.stage == "train":
+        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108
+    mounts += [{"name": f"claim-{n}", "mountPath": f"{paths.POD_CLAIMS}/{name}"} for n, name in enumerate(claims)]
+    return mounts
+
+
+def _volumes(pod: PodRequest, claims: tuple[str, ...]) -> list[Manifest]:
+    cache = pod.profile.cache.claim_name
+    disk = pod.spec.resources.ephemeral_storage
+    volumes: list[Manifest] = [
+        {"name": "config", "downwardAPI": {"items": [
+            _annotation(_CONFIG_FILE, c.ANNOTATION_CONFIG),
+            _annotation(paths.POD_PROGRESS_CA.rsplit("/", 1)[1], c.ANNOTATION_PROGRESS_CA),
+        ]}},
+        {"name": "progress-token", "projected": {"sources": [{"serviceAccountToken": {
+            "audience": c.progress_audience(pod.uid), "expirationSeconds": _TOKEN_SECONDS, "path": _TOKEN_FILE,
+        }}]}},
+        {"name": "work", "emptyDir": _limit(disk)},
+        {"name": "cache", **({"persistentVolumeClaim": {"claimName": cache}} if cache else {"emptyDir": _limit(disk)})},
+        {"name": "tmp", "emptyDir": {}},
+    ]  # fmt: skip
+    if pod.stage == "train":
+        size = pod.spec.resources.shared_memory or "1Gi"
+        volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": size}})
+    volumes += [{"name": f"claim-{n}", "persistentVolumeClaim": {"claimName": name}} for n, name in enumerate(claims)]
+    return volumes
+
+
+def _limit(size: Quantity | None) -> Manifest:
+    return {"sizeLimit": size} if size is not None else {}
+
+
+def _annotation(path: str, name: str) -> Manifest:
+    return {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{name}']"}}
+
+
+def _tolerations(pod: PodRequest) -> list[Manifest]:
+    own = [item.to_wire() for item in pod.spec.scheduling.tolerations or ()]
+    lost = [
+        {
+            "key": f"node.kubernetes.io/{taint}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": pod.profile.not_ready_toleration_seconds,
+        }
+        for taint in ("not-ready", "unreachable")
+    ]
+    return [*own, *lost]
+
+
+def _present(fields: Manifest) -> Manifest:
+    """Leave out what is not set, so that manifests say only what matters."""
+    return {key: value for key, value in fields.items() if value is not None and value not in ([], {})}

@@ -1,0 +1,89 @@
+"""The loop's Gateway over the real API."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+from finetune_operator.api import constants as c
+from finetune_operator.api.views import JobView
+from finetune_operator.kube.client import Body, KubeClient
+from finetune_operator.policy.plan import EventRequest
+from finetune_operator.runtime.gateway import Kind
+
+_PAGE = 250
+
+
+class KubeGateway:
+    """Implements `runtime.gateway.Gateway`."""
+
+    def __init__(self, api: KubeClient, watch_namespace: str | None) -> None:
+        self._api, self._namespace = api, watch_namespace
+
+    async def list(self, kind: Kind) -> AsyncIterator[Body]:
+        """Yield all objects of a kind, page by page."""
+        query: dict[str, str | int] = {"limit": _PAGE}
+        if kind in ("Job", "Pod"):
+            query["labelSelector"] = c.MANAGED_SELECTOR
+        while True:
+            page = await self._api.get(self._collection(kind), query) or {}
+            for item in page.get("items", []):
+                yield item
+            query["continue"] = page.get("metadata", {}).get("continue", "")
+            if not query["continue"]:
+                return
+
+    async def get_job(self, namespace: str, name: str) -> Body | None:
+        """Return a batch Job, or None."""
+        return await self._api.get(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}")
+
+    async def create_job(self, manifest: Body) -> Body:
+        """Create a batch Job."""
+        return await self._api.post(f"/apis/batch/v1/namespaces/{manifest['metadata']['namespace']}/jobs", manifest)
+
+    async def delete_job(self, namespace: str, name: str) -> None:
+        """Delete a batch Job; its pods follow."""
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        await self._api.delete(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}", options)
+
+    async def write_status(self, job: JobView, patch: Body) -> Body | None:
+        """Merge a patch into the status, locked by the view's resourceVersion."""
+        path = f"/apis/{c.API_VERSION}/namespaces/{job.namespace}/{c.JOB_PLURAL}/{job.name}/status"
+        lock = {"resourceVersion": job.resource_version, "uid": job.uid}
+        return await self._api.merge(path, {"metadata": lock, "status": patch})
+
+    async def emit_event(self, job: JobView, event: EventRequest) -> None:
+        """Record an Event about the job."""
+        now = datetime.now(UTC)
+        digest = hashlib.sha256(f"{now.isoformat()}{event.reason}{event.message}".encode()).hexdigest()[:16]
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{job.name}.{digest}", "namespace": job.namespace},
+            "involvedObject": {
+                "apiVersion": c.API_VERSION,
+                "kind": c.JOB_KIND,
+                "namespace": job.namespace,
+                "name": job.name,
+                "uid": job.uid,
+            },
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message[:1024],
+            "source": {"component": c.MANAGER},
+            "reportingComponent": c.MANAGER,
+            "firstTimestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "lastTimestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "count": 1,
+        }
+        await self._api.post(f"/api/v1/namespaces/{job.namespace}/events", body)
+
+    def _collection(self, kind: Kind) -> str:
+        where = f"/namespaces/{self._namespace}" if self._namespace else ""
+        return {
+            "FineTuneJob": f"/apis/{c.API_VERSION}{where}/{c.JOB_PLURAL}",
+            "FineTuneProfile": f"/apis/{c.API_VERSION}/{c.PROFILE_PLURAL}",
+            "Job": f"/apis/batch/v1{where}/jobs",
+            "Pod": f"/api/v1{where}/pods",
+        }[kind]

@@ -1,0 +1,33 @@
+"""Which changes of status are worth an Event: transitions of conditions, never repetition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune_operator.api.conditions import ConditionType as T
+from finetune_operator.api.conditions import Reason
+from finetune_operator.api.status import Condition, FineTuneJobStatus
+from finetune_operator.policy.plan import EventRequest
+
+_NEWS = (T.VALIDATED, T.PREPARED, T.RUNNING, T.CHECKPOINT_AVAILABLE, T.COMPLETE, T.FAILED)
+_WARNINGS = {Reason.UNSCHEDULABLE, Reason.IMAGE_PULL, Reason.CONTAINER_CONFIG, Reason.RESTARTING}
+
+
+def announcements(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[EventRequest]:
+    """Yield an Event for each condition that became something else to a person."""
+    before = {condition.type: condition for condition in old.conditions}
+    for condition in new.conditions:
+        was = before.get(condition.type)
+        if condition.type in _NEWS and _is_news(was, condition):
+            yield EventRequest(type=_severity(condition), reason=condition.reason, message=condition.message)
+
+
+def _is_news(was: Condition | None, now: Condition) -> bool:
+    changed = was is None or (was.status, was.reason) != (now.status, now.reason)
+    return changed and (now.status == "True" or _severity(now) == "Warning")
+
+
+def _severity(condition: Condition) -> str:
+    bad = condition.type == T.FAILED and condition.status == "True"
+    blocked = condition.type == T.VALIDATED and condition.status == "False"
+    return "Warning" if bad or blocked or condition.reason in _WARNINGS else "Normal"

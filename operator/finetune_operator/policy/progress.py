@@ -1,0 +1,62 @@
+"""Progress in the status: the newest post of a live pod of this attempt, written at most every few seconds."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from finetune_contract import paths
+from finetune_operator.api.conditions import ConditionType as T
+from finetune_operator.api.conditions import Reason
+from finetune_operator.api.parse import format_time, parse_time
+from finetune_operator.api.report import ProgressReport
+from finetune_operator.api.status import CheckpointStatus, Progress
+from finetune_operator.policy.draft import Draft
+
+
+def take_over(draft: Draft, report: ProgressReport, output_uri: str) -> None:
+    """Put a report into the status. What it does not say stays as it was."""
+    old = draft.status.progress
+    said = {
+        "step": report.step,
+        "total_steps": report.total_steps,
+        "epoch": report.epoch,
+        "percent": report.percent,
+        "eta_seconds": report.eta_seconds,
+        "eta": duration(report.eta_seconds),
+        "loss": report.loss,
+        "eval_loss": report.eval_loss,
+        "learning_rate": report.learning_rate,
+        "tokens_per_second": report.tokens_per_second,
+    }
+    known = {name: value for name, value in said.items() if value is not None}
+    base = old or Progress(updated_at=format_time(report.received_at))
+    draft.set(progress=base.model_copy(update={**known, "updated_at": format_time(report.received_at)}))
+    if report.checkpoint_step is not None:
+        _checkpoint(draft, report, output_uri)
+
+
+def wait_seconds(progress: Progress | None, *, now: datetime, least: float) -> float:
+    """Return how long the next report has to wait. Keeps 500 jobs from 250 status writes a second."""
+    last = parse_time(progress.updated_at) if progress else None
+    return (last + timedelta(seconds=least) - now).total_seconds() if last else 0.0
+
+
+def duration(seconds: int | None) -> str | None:
+    """Return seconds as people read them, in two units at most: 45s, 3m20s, 2h5m, 3d4h."""
+    if seconds is None:
+        return None
+    days, rest = divmod(seconds, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, left = divmod(rest, 60)
+    parts = [f"{value}{unit}" for value, unit in ((days, "d"), (hours, "h"), (minutes, "m"), (left, "s")) if value]
+    return "".join(parts[:2]) or "0s"
+
+
+def _checkpoint(draft: Draft, report: ProgressReport, output_uri: str) -> None:
+    uri = paths.join(paths.run_uri(output_uri, draft.status.run or 1), paths.CHECKPOINTS)
+    draft.set(
+        checkpoint=CheckpointStatus(uri=uri, step=report.checkpoint_step, resumed_from_step=report.resumed_from_step)
+    )
+    draft.condition(
+        T.CHECKPOINT_AVAILABLE, True, Reason.CHECKPOINTED, "the next attempt would go on from status.checkpoint.step"
+    )

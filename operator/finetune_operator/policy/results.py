@@ -1,0 +1,97 @@
+"""What a finished stage leaves in the status: prepare fills data, estimate and choices; train fills the outputs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from finetune_contract import paths
+from finetune_contract.outcome import Artifact, TerminationMessage, TrainResult
+from finetune_operator.api.conditions import ConditionType as T
+from finetune_operator.api.conditions import Reason
+from finetune_operator.api.parse import format_time
+from finetune_operator.api.status import ArtifactStatus, CheckpointStatus, Outputs, Progress
+from finetune_operator.api.views import PodView, Stage
+from finetune_operator.policy.draft import Draft
+from finetune_operator.policy.effective import Effective
+
+
+def result_of(pods: tuple[PodView, ...], stage: Stage) -> TerminationMessage | None:
+    """Return the message in which a finished stage tells its result, or None if it was lost."""
+    for pod in pods:
+        for container in pod.containers:
+            said = TerminationMessage.decode(container.message) if container.exit_code == 0 else None
+            if said and said.sha256 and (said.prepared if stage == "prepare" else said.trained):
+                return said
+    return None
+
+
+def prepared(draft: Draft, said: TerminationMessage) -> None:
+    """Take over what prepare found."""
+    found, chosen = said.prepared, draft.status.resolved
+    if found is None or chosen is None:  # result_of and the run's beginning exclude it
+        return
+    resolved = chosen.model_copy(update={"prepared_sha256": said.sha256, "training": found.resolved})
+    draft.set(dataset=found.dataset, estimate=found.estimate, resolved=resolved, job=None)
+    counts = f"{found.dataset.train_examples} examples to train on, {found.dataset.validation_examples} held out"
+    warned = f"; {len(found.dataset.warnings)} warnings in status.dataset" if found.dataset.warnings else ""
+    draft.condition(T.PREPARED, True, Reason.PREPARED, counts + warned)
+
+
+def succeeded(draft: Draft, effective: Effective, said: TerminationMessage, now: datetime) -> None:
+    """Take over what train produced: the job is complete."""
+    result = said.trained
+    if result is None:  # result_of excludes it
+        return
+    uri = paths.run_uri(effective.spec.output.uri, draft.status.run or 1)
+    draft.set(
+        outputs=_outputs(uri, result, said.sha256 or ""),
+        evaluation=result.evaluation,
+        completion_time=format_time(now),
+        progress=_final(draft.status.progress, result, now),
+        checkpoint=_checkpoint(uri, result) or draft.status.checkpoint,
+    )
+    draft.condition(T.PODS_READY, False, Reason.SUCCEEDED, "the pods have ended")
+    draft.condition(T.RUNNING, False, Reason.SUCCEEDED, "training has ended")
+    draft.condition(T.OUTPUTS_READY, True, Reason.MANIFEST_WRITTEN, f"the outputs are at {uri}")
+    draft.condition(T.FAILED, False, Reason.NOT_FAILED)
+    draft.condition(T.COMPLETE, True, Reason.SUCCEEDED, f"the outputs are at {uri}")
+
+
+def _outputs(uri: str, result: TrainResult, sha256: str) -> Outputs:
+    return Outputs(
+        uri=uri,
+        manifest=paths.join(uri, paths.MANIFEST),
+        manifest_sha256=sha256,
+        adapter=_artifact(uri, result.artifacts.get("adapter")),
+        merged=_artifact(uri, result.artifacts.get("merged")),
+        report=paths.join(uri, paths.REPORT),
+    )
+
+
+def _artifact(uri: str, artifact: Artifact | None) -> ArtifactStatus | None:
+    return ArtifactStatus(uri=paths.join(uri, artifact.path), **artifact.model_dump()) if artifact else None
+
+
+def _checkpoint(uri: str, result: TrainResult) -> CheckpointStatus | None:
+    if result.checkpoint_step is None:
+        return None
+    return CheckpointStatus(
+        uri=paths.join(uri, paths.CHECKPOINTS),
+        step=result.checkpoint_step,
+        resumed_from_step=result.resumed_from_step,
+    )
+
+
+def _final(progress: Progress | None, result: TrainResult, now: datetime) -> Progress:
+    known = progress or Progress(updated_at=format_time(now))
+    update = {
+        "step": result.step,
+        "total_steps": result.step,
+        "percent": 100,
+        "eta_seconds": 0,
+        "eta": "0s",
+        "loss": result.loss if result.loss is not None else known.loss,
+        "eval_loss": result.eval_loss if result.eval_loss is not None else known.eval_loss,
+        "updated_at": format_time(now),
+    }
+    return known.model_copy(update=update)

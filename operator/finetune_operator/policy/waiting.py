@@ -1,0 +1,57 @@
+"""Why a pod does not run yet, in the words of whoever holds it up."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from finetune_operator.api.conditions import Reason
+from finetune_operator.api.views import ContainerView, PodView
+
+_IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
+_CONFIG = {"CreateContainerConfigError", "CreateContainerError"}
+STUCK_SECONDS = 60
+"""Time beyond its grace period after which a pod that should have ended is taken for lost (job-traps 1)."""
+
+
+def why_waiting(pods: tuple[PodView, ...]) -> tuple[Reason, str]:
+    """Return reason and message for pods that do not all run."""
+    for pod in pods:
+        if pod.unschedulable:
+            return Reason.UNSCHEDULABLE, pod.unschedulable
+        for container in pod.containers:
+            told = _held_up(pod, container)
+            if told:
+                return told
+    return (Reason.STARTING, "the containers start") if pods else (Reason.POD_PENDING, "the pod is being created")
+
+
+def _held_up(pod: PodView, container: ContainerView) -> tuple[Reason, str] | None:
+    if container.state != "waiting":
+        return None
+    where = f"pod {pod.name}, container {container.name}: "
+    if container.reason in _IMAGE:
+        return Reason.IMAGE_PULL, f"{where}{container.message or container.reason}"
+    if container.reason in _CONFIG:
+        return Reason.CONTAINER_CONFIG, f"{where}{container.message or container.reason}"
+    return None
+
+
+def is_lost(pod: PodView, now: datetime) -> bool:
+    """Whether a pod should have ended long ago: its node is gone, and it would hang its Job for ever.
+
+    A Job waits for its pods to be terminal, which nobody but the lost node could tell it. The next attempt
+    writes under its own prefix, so that a zombie does no harm.
+    """
+    deadline = lost_after(pod)
+    return deadline is not None and now >= deadline
+
+
+def lost_after(pod: PodView) -> datetime | None:
+    """Return when a pod counts as lost, or None if nothing asked it to end."""
+    if pod.is_terminal:
+        return None
+    if pod.deleted_at:  # deletionTimestamp has the grace period in it
+        return pod.deleted_at + timedelta(seconds=STUCK_SECONDS)
+    if pod.disrupted_at:
+        return pod.disrupted_at + timedelta(seconds=pod.grace_seconds + STUCK_SECONDS)
+    return None

@@ -1,0 +1,133 @@
+"""What the operator knows of the cluster: slim views, fed by watches and corrected by full LISTs.
+
+A view with an older resourceVersion never replaces a newer one: our own status write is in the cache before the
+watch brings it. resourceVersions of one resource compare as integers (KEP-5504).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+from finetune_operator.api.report import ProgressReport
+from finetune_operator.api.views import ChildJob, JobView, Key, PodView, ProfileView, View
+
+V = TypeVar("V")
+
+
+class Shelf(Generic[V]):
+    """Views of one kind by uid, each with the resourceVersion that it was seen at."""
+
+    def __init__(self) -> None:
+        self._views: dict[str, tuple[int, V]] = {}
+
+    def put(self, uid: str, version: str, view: V) -> bool:
+        """Keep a view unless a newer one is there; tell whether it was kept."""
+        number = int(version or 0)
+        if uid in self._views and self._views[uid][0] > number:
+            return False
+        self._views[uid] = (number, view)
+        return True
+
+    def drop(self, uid: str) -> V | None:
+        """Forget a view and return it."""
+        _, view = self._views.pop(uid, (0, None))
+        return view
+
+    def get(self, uid: str) -> V | None:
+        """Return a view."""
+        found = self._views.get(uid)
+        return found[1] if found else None
+
+    def uids(self) -> set[str]:
+        """Return the uids of all views."""
+        return set(self._views)
+
+    def __iter__(self) -> Iterator[V]:
+        return iter([view for _, view in self._views.values()])
+
+
+class Cache:
+    """All shelves, with the indexes that a snapshot needs."""
+
+    def __init__(self) -> None:
+        self.jobs: Shelf[JobView] = Shelf()
+        self.profiles: Shelf[ProfileView] = Shelf()
+        self.children: Shelf[ChildJob] = Shelf()
+        self.pods: Shelf[PodView] = Shelf()
+        self._uid_of: dict[Key, str] = {}
+        self._children_of: dict[str, set[str]] = defaultdict(set)
+        self._pods_of: dict[str, set[str]] = defaultdict(set)
+
+    def put_job(self, view: JobView) -> bool:
+        """Keep a FineTuneJob."""
+        self._uid_of[view.key] = view.uid
+        return self.jobs.put(view.uid, view.resource_version, view)
+
+    def drop_job(self, uid: str) -> None:
+        """Forget a FineTuneJob. Its children go by garbage collection and are dropped by their own events."""
+        view = self.jobs.drop(uid)
+        if view and self._uid_of.get(view.key) == uid:
+            del self._uid_of[view.key]
+
+    def put_child(self, view: ChildJob, version: str) -> bool:
+        """Keep a batch Job."""
+        self._children_of[view.owner_uid].add(view.uid)
+        return self.children.put(view.uid, version, view)
+
+    def drop_child(self, uid: str) -> ChildJob | None:
+        """Forget a batch Job."""
+        view = self.children.drop(uid)
+        if view:
+            _discard(self._children_of, view.owner_uid, uid)
+        return view
+
+    def put_pod(self, view: PodView, version: str) -> bool:
+        """Keep a pod."""
+        self._pods_of[view.owner_uid].add(view.uid)
+        return self.pods.put(view.uid, version, view)
+
+    def drop_pod(self, uid: str) -> PodView | None:
+        """Forget a pod."""
+        view = self.pods.drop(uid)
+        if view:
+            _discard(self._pods_of, view.owner_uid, uid)
+        return view
+
+    def job(self, key: Key) -> JobView | None:
+        """Return a FineTuneJob by namespace and name."""
+        uid = self._uid_of.get(key)
+        return self.jobs.get(uid) if uid else None
+
+    def key_of(self, uid: str) -> Key | None:
+        """Return namespace and name of a FineTuneJob by uid."""
+        view = self.jobs.get(uid)
+        return view.key if view else None
+
+    def pods_of(self, uid: str) -> tuple[PodView, ...]:
+        """Return the pods of a FineTuneJob."""
+        return _all(self.pods, self._pods_of.get(uid, ()))
+
+    def snapshot(self, key: Key, report: ProgressReport | None) -> View | None:
+        """Return everything that is known about a FineTuneJob, or None if there is none."""
+        job = self.job(key)
+        if job is None:
+            return None
+        return View(
+            job=job,
+            profiles=tuple(self.profiles),
+            children=_all(self.children, self._children_of.get(job.uid, ())),
+            pods=self.pods_of(job.uid),
+            report=report,
+        )
+
+
+def _all(shelf: Shelf[V], uids: Iterable[str]) -> tuple[V, ...]:
+    return tuple(view for uid in uids if (view := shelf.get(uid)) is not None)
+
+
+def _discard(index: dict[str, set[str]], owner: str, uid: str) -> None:
+    index[owner].discard(uid)
+    if not index[owner]:
+        del index[owner]

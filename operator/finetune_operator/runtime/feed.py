@@ -1,0 +1,98 @@
+"""From what is watched to what has to be looked at: bodies go into the cache as views, their jobs into the queue."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_operator.api.parse import parse_child, parse_job, parse_pod, parse_profile
+from finetune_operator.policy.decide import is_terminal
+from finetune_operator.runtime.cache import Cache, Shelf
+from finetune_operator.runtime.gateway import Gateway, Kind
+from finetune_operator.runtime.queue import WorkQueue
+
+log = logging.getLogger(__name__)
+KINDS: tuple[Kind, ...] = ("FineTuneProfile", "FineTuneJob", "Job", "Pod")
+
+
+class Feed:
+    """Puts what is seen into the cache and the keys that it concerns into the queue."""
+
+    def __init__(self, cache: Cache, queue: WorkQueue) -> None:
+        self._cache, self._queue = cache, queue
+
+    def seen(self, kind: Kind, body: dict[str, Any]) -> None:
+        """Take over an object that exists. What cannot be parsed is said in the log and left out."""
+        try:
+            self._seen(kind, body)
+        except (ValidationError, KeyError, ValueError) as error:
+            meta = body.get("metadata", {})
+            log.error("cannot read %s %s/%s: %s", kind, meta.get("namespace", ""), meta.get("name"), error)
+
+    def gone(self, kind: Kind, uid: str) -> None:
+        """Forget an object that was deleted."""
+        if kind == "FineTuneJob":
+            self._cache.drop_job(uid)
+        elif kind == "FineTuneProfile":
+            if self._cache.profiles.drop(uid):
+                self._all_waiting()
+        else:
+            view = self._cache.drop_child(uid) if kind == "Job" else self._cache.drop_pod(uid)
+            self._enqueue_owner(view.owner_uid if view else None)
+
+    async def relist(self, gateway: Gateway) -> None:
+        """LIST everything: fill the cache, drop what is gone, look at every job.
+
+        kopf says nothing about objects that were deleted while its watch was down (kopf.md, trap 4).
+        """
+        for kind in KINDS:
+            shelf_before = self._uids(kind)
+            listed: set[str] = set()
+            async for body in gateway.list(kind):
+                listed.add(body["metadata"]["uid"])
+                self.seen(kind, body)
+            for uid in shelf_before - listed:
+                self.gone(kind, uid)
+        for job in self._cache.jobs:
+            if not is_terminal(job.status):
+                self._queue.add(job.key)
+
+    def _seen(self, kind: Kind, body: dict[str, Any]) -> None:
+        version = body["metadata"]["resourceVersion"]
+        if kind == "FineTuneJob":
+            job = parse_job(body)
+            if self._cache.put_job(job):
+                self._queue.add(job.key)
+        elif kind == "FineTuneProfile":
+            if self._cache.profiles.put(body["metadata"]["uid"], version, parse_profile(body)):
+                self._all_waiting()
+        elif kind == "Job":
+            child = parse_child(body)
+            if child and self._cache.put_child(child, version):
+                self._enqueue_owner(child.owner_uid)
+        else:
+            pod = parse_pod(body)
+            if pod and self._cache.put_pod(pod, version):
+                self._enqueue_owner(pod.owner_uid)
+
+    def _enqueue_owner(self, uid: str | None) -> None:
+        key = self._cache.key_of(uid) if uid else None
+        if key:
+            self._queue.add(key)
+
+    def _all_waiting(self) -> None:
+        """A profile changed: jobs that have not begun may be allowed or refused now."""
+        for job in self._cache.jobs:
+            if job.status.run is None:
+                self._queue.add(job.key)
+
+    def _uids(self, kind: Kind) -> set[str]:
+        shelves: dict[Kind, Shelf[Any]] = {
+            "FineTuneJob": self._cache.jobs,
+            "FineTuneProfile": self._cache.profiles,
+            "Job": self._cache.children,
+            "Pod": self._cache.pods,
+        }
+        return shelves[kind].uids()

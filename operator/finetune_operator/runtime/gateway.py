@@ -1,0 +1,52 @@
+"""What the loop needs of the Kubernetes API: a few methods over plain JSON. `kube.gateway` implements it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Literal, Protocol
+
+from finetune_operator.api.views import JobView
+from finetune_operator.policy.plan import EventRequest
+
+Body = dict[str, Any]
+Kind = Literal["FineTuneJob", "FineTuneProfile", "Job", "Pod"]
+
+
+class ApiError(Exception):
+    """The API server did not do what was asked."""
+
+
+class ConflictError(ApiError):
+    """Somebody else wrote first (409): decide again on what is there now."""
+
+
+class RejectedError(ApiError):
+    """The request itself is refused (400, 403, 404, 422): trying again changes nothing soon."""
+
+
+class TransientError(ApiError):
+    """Too many requests, a server error or no connection: try again later."""
+
+
+class Gateway(Protocol):
+    """The Kubernetes API, as far as the loop needs it. Every method raises ApiError."""
+
+    def list(self, kind: Kind) -> AsyncIterator[Body]:
+        """Yield all objects of a kind that concern this operator, page by page."""
+
+    async def get_job(self, namespace: str, name: str) -> Body | None:
+        """Return a batch Job, or None."""
+
+    async def create_job(self, manifest: Body) -> Body:
+        """Create a batch Job and return it. Raises ConflictError if the name is taken."""
+
+    async def delete_job(self, namespace: str, name: str) -> None:
+        """Delete a batch Job and its pods in the background; nothing there is no error."""
+
+    async def write_status(self, job: JobView, patch: Body) -> Body | None:
+        """Merge a patch into the status, if the object still has the view's resourceVersion; return the object.
+        None if it is gone. Raises ConflictError.
+        """
+
+    async def emit_event(self, job: JobView, event: EventRequest) -> None:
+        """Record an Event about the job."""

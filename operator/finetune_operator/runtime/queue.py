@@ -1,0 +1,105 @@
+"""The work queue, with client-go's semantics: a key is in it once, and never worked on twice at a time.
+
+A key that is added while it is worked on is worked on again afterwards. Keys can be added for later; a key that
+failed comes back after its own backoff. kopf's queue does none of this since 1.42 (kopf.md, section 1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+from collections import deque
+
+from finetune_operator.api.views import Key
+
+FIRST_BACKOFF, MAX_BACKOFF = 1.0, 300.0
+
+
+class WorkQueue:
+    """Keys of FineTuneJobs that have to be looked at. Bound to the running event loop."""
+
+    def __init__(self) -> None:
+        self._ready: deque[Key] = deque()
+        self._dirty: set[Key] = set()
+        self._processing: set[Key] = set()
+        self._failures: dict[Key, int] = {}
+        self._due: dict[Key, float] = {}
+        self._later: list[tuple[float, Key]] = []
+        self._wake = asyncio.Event()
+
+    def add(self, key: Key) -> None:
+        """Have a key looked at as soon as a worker is free."""
+        if key in self._dirty:
+            return
+        self._dirty.add(key)
+        if key not in self._processing:
+            self._ready.append(key)
+            self._wake.set()
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Have a key looked at in some seconds; the earliest of several times counts."""
+        if seconds <= 0:
+            return self.add(key)
+        due = self._now() + seconds
+        if due < self._due.get(key, float("inf")):
+            self._due[key] = due
+            heapq.heappush(self._later, (due, key))
+            self._wake.set()
+        return None
+
+    def retry(self, key: Key) -> float:
+        """Have a key looked at after its backoff, which doubles with each failure; return the seconds."""
+        count = self._failures[key] = self._failures.get(key, 0) + 1
+        delay: float = min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(count - 1, 16)) * random.uniform(0.8, 1.2)  # noqa: S311
+        self.add_after(key, delay)
+        return delay
+
+    def succeeded(self, key: Key) -> None:
+        """Forget a key's failures."""
+        self._failures.pop(key, None)
+
+    async def get(self) -> Key:
+        """Wait for a key and take it. Call `done` when finished with it."""
+        while not self._ready:
+            self._wake.clear()
+            self._promote()
+            if self._ready:
+                break
+            await self._sleep()
+            self._promote()
+        key = self._ready.popleft()
+        self._dirty.discard(key)
+        self._processing.add(key)
+        return key
+
+    def done(self, key: Key) -> None:
+        """Give a key back."""
+        self._processing.discard(key)
+        if key in self._dirty:
+            self._ready.append(key)
+            self._wake.set()
+
+    def oldest_wait(self) -> int:
+        """Return how many keys wait for a worker."""
+        return len(self._ready)
+
+    def _promote(self) -> None:
+        now = self._now()
+        while self._later and self._later[0][0] <= now:
+            due, key = heapq.heappop(self._later)
+            if self._due.get(key) == due:  # an entry that an earlier one replaced is stale
+                del self._due[key]
+                self.add(key)
+
+    async def _sleep(self) -> None:
+        timeout = max(0.0, self._later[0][0] - self._now()) if self._later else None
+        try:
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,134 @@
+"""One reconcile: observe, decide, act. The order of effects is what makes each of them safe to lose.
+
+Status first, locked by resourceVersion; then deletions and the new Job; Events last, and only for what is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_operator.api.parse import parse_child, parse_job
+from finetune_operator.api.report import ProgressReport
+from finetune_operator.api.views import JobView, Key, View
+from finetune_operator.builders.job import build_job
+from finetune_operator.policy.decide import PolicySettings, decide, is_terminal
+from finetune_operator.policy.plan import Plan
+from finetune_operator.runtime.cache import Cache
+from finetune_operator.runtime.gateway import ConflictError, Gateway, RejectedError
+from finetune_operator.runtime.patch import merge_patch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """How pods reach the status server."""
+
+    progress_url: Callable[[JobView], str]
+    """The full URL that pods of a job post to."""
+    progress_ca: Callable[[], str]
+    """The CA that signed the server's certificate, as PEM."""
+
+
+class Reconciler:
+    """Carries out decisions about one job at a time."""
+
+    def __init__(
+        self,
+        *,
+        cache: Cache,
+        gateway: Gateway,
+        settings: PolicySettings,
+        wiring: Wiring,
+        latest: Callable[[str], ProgressReport | None],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._cache, self._gateway, self._settings = cache, gateway, settings
+        self._wiring, self._latest, self._clock = wiring, latest, clock
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Bring a job one step further; return the seconds after which to look again. Raises ApiError."""
+        view = await self._observe(key)
+        if view is None:
+            return None
+        plan = decide(view, self._clock(), self._settings)
+        return await self._act(view, plan)
+
+    async def _observe(self, key: Key) -> View | None:
+        job = self._cache.job(key)
+        if job is None:
+            return None
+        await self._look_twice(job)
+        return self._cache.snapshot(key, self._latest(job.uid))
+
+    async def _look_twice(self, job: JobView) -> None:
+        """Before a Job counts as missing, ask the API: the cache may lag behind our own creation."""
+        seen, status = job.status.job, job.status
+        if seen is None or is_terminal(status) or self._cache.children.get(seen.uid) is not None:
+            return
+        body = await self._gateway.get_job(job.namespace, seen.name)
+        child = parse_child(body) if body else None
+        if body and child and child.uid == seen.uid:
+            self._cache.put_child(child, body["metadata"]["resourceVersion"])
+
+    async def _act(self, view: View, plan: Plan) -> float | None:
+        job = view.job
+        if plan.status is not None:
+            written = await self._write_status(job, plan)
+            if written is None:
+                return None
+            job = written
+        for name in plan.delete:
+            await self._gateway.delete_job(job.namespace, name)
+        if plan.create:
+            await self._create(job, plan)
+        for event in plan.events:
+            await self._gateway.emit_event(job, event)
+        return plan.requeue_after
+
+    async def _write_status(self, job: JobView, plan: Plan) -> JobView | None:
+        assert plan.status is not None  # noqa: S101 - the caller has looked
+        patch = merge_patch(job.status.to_wire(), plan.status.to_wire())
+        body = await self._gateway.write_status(job, patch)
+        if body is None:  # deleted, and the watch has not said so yet
+            self._cache.drop_job(job.uid)
+            return None
+        written = parse_job(body)
+        self._cache.put_job(written)
+        return written
+
+    async def _create(self, job: JobView, plan: Plan) -> None:
+        request, effective = plan.create, plan.effective
+        if request is None or effective is None:
+            return
+        manifest = build_job(
+            job,
+            effective.spec,
+            effective.profile_spec,
+            stage=request.stage,
+            run=request.run,
+            attempt=request.attempt,
+            image=effective.image,
+            collect=request.collect,
+            progress_url=self._wiring.progress_url(job),
+            progress_ca=self._wiring.progress_ca(),
+        )
+        try:
+            body = await self._gateway.create_job(manifest)
+        except ConflictError:
+            body = await self._existing(job, manifest["metadata"]["name"])
+        child = parse_child(body)
+        if child:
+            self._cache.put_child(child, body["metadata"]["resourceVersion"])
+        log.info("created job %s/%s", job.namespace, manifest["metadata"]["name"])
+
+    async def _existing(self, job: JobView, name: str) -> dict[str, object]:
+        """The name is taken: by our own lost creation, or by somebody else's Job, which is never touched."""
+        body = await self._gateway.get_job(job.namespace, name)
+        child = parse_child(body) if body else None
+        if body is None or child is None or child.owner_uid != job.uid:
+            raise RejectedError(f"the name {name} is taken by a Job that is not this FineTuneJob's")
+        return body

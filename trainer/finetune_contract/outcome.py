@@ -6,7 +6,9 @@ The kubelet keeps 4096 bytes of a message and divides 12288 by the number of con
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -54,8 +56,16 @@ class Artifact(Model):
     path: str
     """Relative to the run's folder."""
     sha256: str
-    """sha256 of the manifest lines "<sha256>  <path>" of its files, sorted by path: equal content, equal digest."""
+    """sha256 of the manifest lines "<sha256>  <path>\\n" of its files, sorted by path: equal content, equal digest."""
     bytes: int
+
+
+def artifact(path: str, files: Iterable[OutputFile]) -> Artifact:
+    """Return the artifact that these files of a manifest make up."""
+    ordered = sorted(files, key=lambda file: file.path)
+    lines = "".join(f"{file.sha256}  {file.path}\n" for file in ordered)
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    return Artifact(path=path, sha256=digest, bytes=sum(file.bytes for file in ordered))
 
 
 class Manifest(Model):
@@ -76,6 +86,8 @@ class Manifest(Model):
     files: tuple[OutputFile, ...]
     artifacts: dict[str, Artifact]
     """By name: adapter, merged."""
+    merged_from: str | None = None
+    """What the adapter was merged into, where there are merged weights of one."""
     evaluation: EvaluationSummary | None = None
     versions: dict[str, str] = {}
 
@@ -130,9 +142,7 @@ class TerminationMessage(Model):
         bare = tails[-1]
         if bare.prepared:
             resolved = bare.prepared.resolved.model_copy(update={"because": {}})
-            bare = bare.model_copy(
-                update={"prepared": bare.prepared.model_copy(update={"resolved": resolved})}
-            )
+            bare = bare.model_copy(update={"prepared": bare.prepared.model_copy(update={"resolved": resolved})})
             tails.append(bare)
             for kept in (5, 2, 0):
                 dataset = self._warnings_cut(kept)
@@ -142,9 +152,7 @@ class TerminationMessage(Model):
                     else None
                 )
                 tails.append(bare := bare.model_copy(update={"prepared": prepared}))
-        return tails + [
-            bare.model_copy(update={"message": _cut(bare.message, size)}) for size in (900, 600, 300, 100)
-        ]
+        return tails + [bare.model_copy(update={"message": _cut(bare.message, size)}) for size in (900, 600, 300, 100)]
 
     def _warnings_cut(self, kept: int) -> DatasetSummary | None:
         if not self.prepared:

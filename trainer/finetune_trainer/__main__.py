@@ -1,0 +1,57 @@
+"""`python -m finetune_trainer <stage>`: one stage of one attempt, as a container of the operator's Jobs runs it.
+
+Exits with a code of `finetune_contract.exit_codes`. Only the stage that runs is imported: `prepare` never loads torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+# Set before anything imports a library that reads them at import time.
+_LIBRARY_DEFAULTS = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    # Our own poster speaks this protocol; transformers' callback would speak beside it.
+    "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the stage that the command line names; return its exit code."""
+    options = _parser().parse_args(arguments)
+    for name, value in _LIBRARY_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+    from finetune_trainer.preemption import PREEMPTION
+
+    with PREEMPTION.deferred():
+        # A signal that comes while modules load is remembered, and the stage stops at its start.
+        PREEMPTION.install()
+        from finetune_trainer.environment import Environment
+        from finetune_trainer.stage import run_stage
+
+    env = Environment.from_env()
+    if options.config:
+        env = dataclasses.replace(env, config=options.config)
+    code = run_stage(options.stage, env, log_level=options.log_level)
+    PREEMPTION.finish()
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m finetune_trainer", description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=("prepare", "fetch", "train"), help="what to do")
+    parser.add_argument("--config", type=Path, help="the run configuration (default: $FINETUNE_CONFIG)")
+    parser.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", type=str.upper)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

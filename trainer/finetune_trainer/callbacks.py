@@ -1,0 +1,146 @@
+"""What happens between two steps: checks, checkpoints, and reports to log and operator."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from finetune_trainer.checkpoint import CheckpointUploader
+from finetune_trainer.logs import log
+from finetune_trainer.loop import require_finite
+from finetune_trainer.preemption import PREEMPTION
+from finetune_trainer.progress import Progress, StepClock
+
+LINE_EVERY = 5.0
+"""Seconds between two progress lines in a log."""
+
+
+class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]  # untyped
+    """Ends the run at the first loss or gradient that is not finite, before a checkpoint of it is written."""
+
+    def on_log(
+        self, _args: Any, state: TrainerState, _control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        """Look at what the step has logged."""
+        for name, what in (("loss", "loss"), ("grad_norm", "gradients' norm")):
+            if name in logs:
+                require_finite(logs[name], f"{what} at step {state.global_step}")
+
+
+class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Says when a checkpoint is due: every so many steps, and when the run is told to stop."""
+
+    def __init__(self, *, every: int, uploader: CheckpointUploader) -> None:
+        self._every, self._uploader = every, uploader
+
+    def on_step_end(self, _args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for a checkpoint, and for the measurement of the last step."""
+        self._uploader.check()
+        last = state.global_step >= state.max_steps
+        control.should_evaluate |= last
+        # After the last step the results are written; a checkpoint lets evaluation and export be repeated alone.
+        control.should_save |= last or state.global_step % self._every == 0
+        if PREEMPTION.requested:
+            # The measurement can wait for the next attempt; the checkpoint cannot.
+            control.should_evaluate = False
+            control.should_save = control.should_training_stop = True
+
+
+class Report(TrainerCallback):  # type: ignore[misc]
+    """Tells the operator, and the log or terminal, how far the run is."""
+
+    def __init__(self, progress: Progress, *, uploader: CheckpointUploader, resumed_from: int | None) -> None:
+        self._progress, self._uploader = progress, uploader
+        self._clock = StepClock()
+        self._display: _Bar | _Lines = _Bar() if sys.stderr.isatty() else _Lines()
+        self._resumed_from = resumed_from
+
+    def on_train_begin(self, _args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        """Say where the run starts."""
+        self._clock.step_ended(state.global_step, tokens=0)
+        self._progress.update(step=state.global_step, totalSteps=state.max_steps, resumedFromStep=self._resumed_from)
+
+    def on_log(
+        self, _args: Any, state: TrainerState, _control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        """Report a step or a measurement."""
+        if "eval_loss" in logs:
+            self._progress.update(evalLoss=logs["eval_loss"])
+            self._display.note(f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
+        elif "loss" in logs:
+            self._report_step(state, logs)
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Leave the terminal as it was."""
+        self._display.close()
+
+    def _report_step(self, state: TrainerState, logs: dict[str, float]) -> None:
+        self._clock.step_ended(state.global_step, tokens=int(logs.get("num_tokens", 0)))
+        seconds = self._clock.seconds_a_step()
+        remaining = None if seconds is None else seconds * (state.max_steps - state.global_step)
+        speed = self._clock.tokens_per_second()
+        self._progress.update(
+            remaining_seconds=remaining,
+            step=state.global_step,
+            totalSteps=state.max_steps,
+            epoch=state.epoch,
+            loss=logs["loss"],
+            learningRate=logs.get("learning_rate"),
+            tokensPerSecond=speed,
+            checkpointStep=self._uploader.stored_step,
+        )
+        self._display.step(state, loss=logs["loss"], tokens_per_second=speed, remaining=remaining)
+
+
+class _Lines:
+    """A line every few seconds, for logs."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def step(
+        self, state: TrainerState, *, loss: float, tokens_per_second: float | None, remaining: float | None
+    ) -> None:
+        now = time.monotonic()
+        if now - self._last < LINE_EVERY and state.global_step < state.max_steps:
+            return
+        self._last = now
+        speed = f", {tokens_per_second:,.0f} tokens/s" if tokens_per_second else ""
+        left = f", {remaining:,.0f} s left" if remaining else ""
+        log.info("step %d/%d: loss %.4f%s%s", state.global_step, state.max_steps, loss, speed, left)
+
+    def note(self, text: str) -> None:
+        log.info("%s", text)
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+class _Bar:
+    """A bar, for terminals."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def step(
+        self, state: TrainerState, *, loss: float, tokens_per_second: float | None, remaining: float | None
+    ) -> None:
+        from tqdm import tqdm
+
+        del remaining  # the bar has its own
+        if self._bar is None:
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step - 1, unit="step", leave=True)
+        speed = f"{tokens_per_second:,.0f}" if tokens_per_second else "-"
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {speed} tokens/s", refresh=False)
+        self._bar.update(state.global_step - self._bar.n)
+
+    def note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,113 @@
+"""The model card: README.md in the form that model hubs read, with where the model comes from and how good it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from finetune_contract.outcome import Scores
+from finetune_contract.spec import Method
+
+if TYPE_CHECKING:
+    from finetune_trainer.export import Lineage
+
+_SCORES = (("loss", "Held-out loss"), ("perplexity", "Perplexity"), ("exact_match", "Exact match"))
+
+
+def model_card(lineage: Lineage) -> str:
+    """Return the card as Markdown."""
+    config = lineage.config
+    parts = (
+        _front_matter(lineage),
+        f"# {config.job.name}",
+        f"{_model(lineage)} tuned with {config.spec.method} on `{config.spec.dataset.uri}`.",
+        "## Held-out results",
+        _results(lineage),
+        "## Lineage",
+        _lineage(lineage),
+        "## Training",
+        _training(lineage),
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def score_rows(base: Scores, tuned: Scores) -> list[tuple[str, str, str]]:
+    """Return the scores that were measured: name, base, tuned."""
+    return [
+        (title, f"{before:.4g}", f"{after:.4g}")
+        for field, title in _SCORES
+        if (before := getattr(base, field)) is not None and (after := getattr(tuned, field)) is not None
+    ]
+
+
+def lineage_rows(lineage: Lineage) -> list[tuple[str, str]]:
+    """Return where the model comes from, name by name."""
+    config, resolved = lineage.config, lineage.prepared.resolved
+    rows = [
+        ("Job", f"{config.job.namespace}/{config.job.name}, run {config.job.run}"),
+        ("Configuration", f"sha256 {config.config_hash}"),
+        ("Base model", config.spec.model.uri),
+        ("Base revision", lineage.revision or ""),
+        ("Data", config.spec.dataset.uri),
+        ("Data sha256", resolved.dataset_sha256 or ""),
+        ("Merged into", lineage.merged_from or ""),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def training_rows(lineage: Lineage) -> list[tuple[str, str]]:
+    """Return how the model was trained, name by name."""
+    resolved, wanted, training = lineage.prepared.resolved, lineage.config.spec.hyperparameters, lineage.training
+    rows = [
+        ("Method", str(lineage.config.spec.method)),
+        ("Steps", f"{training.steps}, weights of step {training.best_step or training.steps}"),
+        ("Batch", f"{resolved.batch_size} examples, {training.micro_batch_size or resolved.micro_batch_size} a pass"),
+        ("Learning rate", f"{resolved.learning_rate:g}, {wanted.scheduler}, warm-up {wanted.warmup_ratio:g}"),
+        ("Longest sequence", f"{resolved.max_sequence_length} tokens"),
+        ("Loss on", str(resolved.loss)),
+        ("Precision", str(resolved.precision)),
+        ("Seed", str(wanted.seed)),
+    ]
+    if lineage.config.spec.method is not Method.FULL and resolved.lora_alpha is not None:
+        rank = lineage.config.spec.lora.rank if lineage.config.spec.lora else None
+        rows.insert(1, ("LoRA", f"alpha {resolved.lora_alpha:g}" + (f", rank {rank}" if rank else "")))
+    return rows
+
+
+def _front_matter(lineage: Lineage) -> str:
+    uri, method = lineage.config.spec.model.uri, lineage.config.spec.method
+    lines = ["library_name: transformers", "pipeline_tag: text-generation"]
+    if uri.startswith("hf://"):
+        # JSON strings are YAML strings, whatever they hold.
+        lines.append(f"base_model: {json.dumps(uri.removeprefix('hf://'))}")
+    lines += ["tags:", "- finetuned", f"- {method.lower()}"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _model(lineage: Lineage) -> str:
+    return f"`{lineage.config.spec.model.uri}`"
+
+
+def _results(lineage: Lineage) -> str:
+    rows = score_rows(lineage.base.scores, lineage.tuned.scores)
+    header = f"On {lineage.prepared.dataset.validation_examples} examples that were not trained on.\n\n"
+    return header + _table(("", "Base", "Tuned"), rows)
+
+
+def _lineage(lineage: Lineage) -> str:
+    from finetune_trainer.export import versions
+
+    rows = [*lineage_rows(lineage), ("Software", ", ".join(f"{k} {v}" for k, v in versions().items()))]
+    return _table(("", ""), rows)
+
+
+def _training(lineage: Lineage) -> str:
+    return _table(("", ""), training_rows(lineage))
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return "\n".join([line(header), line(("---",) * len(header)), *(line(row) for row in rows)])

@@ -1,0 +1,238 @@
+"""The results: written to a local folder, uploaded, checked, and made valid by the manifest, which comes last.
+
+Everything but the manifest can be written again by another attempt, and is then the same: nothing in these files
+depends on the time or the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_contract import paths
+from finetune_contract.exit_codes import ExitCode
+from finetune_contract.model import Model
+from finetune_contract.outcome import EvaluationSummary, Manifest, OutputFile, Scores, TrainResult, artifact
+from finetune_contract.prepared import Prepared
+from finetune_contract.run_config import RunConfig
+from finetune_contract.spec import Method
+from finetune_trainer.dataset import Question
+from finetune_trainer.errors import AlreadyExistsError, NotFoundError, TrainerError
+from finetune_trainer.evaluate import Measured
+from finetune_trainer.logs import log
+from finetune_trainer.storage import Store
+from finetune_trainer.storage.folders import upload_folder
+from finetune_trainer.summary import Training
+
+MERGED_FROM = "the model's own weights, in float32"
+"""Also after QLoRA: the 4-bit base served training alone."""
+_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "finetune-operator")
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where the results come from and how good they are."""
+
+    config: RunConfig
+    prepared: Prepared
+    revision: str | None
+    training: Training
+    base: Measured
+    tuned: Measured
+    questions: tuple[Question, ...]
+
+    @property
+    def merged_from(self) -> str | None:
+        """What the adapter is merged into, if there is one and it is."""
+        merged = self.config.spec.output.merged.enabled and self.config.spec.method is not Method.FULL
+        return MERGED_FROM if merged else None
+
+    @property
+    def summary(self) -> EvaluationSummary:
+        """Base against tuned."""
+        return EvaluationSummary(base=self.base.scores, tuned=self.tuned.scores)
+
+
+class Exchange(Model):
+    """One prompt and what both models answered."""
+
+    prompt: str | list[dict[str, str]]
+    expected: str | None = None
+    base: str
+    tuned: str
+
+
+class EvaluationFile(Model):
+    """evaluation.json."""
+
+    base: Scores
+    tuned: Scores
+    training: Training
+    examples: tuple[Exchange, ...] = ()
+    """Held-out questions, if a metric asked for answers."""
+    samples: tuple[Exchange, ...] = ()
+    """evaluation.samples.prompts."""
+
+
+def completed_run(config: RunConfig, store: Store) -> tuple[TrainResult, str] | None:
+    """Return the result of this run if its outputs are all there. Raises OUTPUT_EXISTS if another job's are."""
+    try:
+        content = store.read(paths.join(config.run_uri, paths.MANIFEST))
+        manifest = Manifest.model_validate_json(content)
+    except NotFoundError:
+        return None
+    except ValidationError as error:
+        raise _occupied(config, "its manifest cannot be read") from error
+    if (manifest.job_uid, manifest.config_hash) != (config.job.uid, config.config_hash):
+        raise _occupied(config, f"by {manifest.job_namespace}/{manifest.job_name}, run {manifest.run}")
+    if wrong := _not_as_listed(manifest.files, config, store):
+        raise _occupied(config, f"its manifest lists {wrong}, which is not there or has another size")
+    report = EvaluationFile.model_validate_json(store.read(paths.join(config.run_uri, paths.EVALUATION)))
+    return _result(report.training, manifest), sha256(content).hexdigest()
+
+
+def export(
+    weights: Path, tokenizer: Any, lineage: Lineage, *, base_folder: Path, folder: Path, store: Store
+) -> tuple[TrainResult, str]:
+    """Write, upload and commit all results; return the train stage's result and the manifest's sha256."""
+    outputs = folder / "outputs"
+    write_outputs(weights, tokenizer, lineage, base_folder=base_folder, into=outputs)
+    files = upload_folder(store, outputs, lineage.config.run_uri)
+    if wrong := _not_as_listed(tuple(files), lineage.config, store):
+        raise TrainerError(ExitCode.STORAGE_UNAVAILABLE, f"{wrong} has another size in storage than was uploaded.")
+    return _commit(manifest_of(files, lineage), lineage, store)
+
+
+def write_outputs(weights: Path, tokenizer: Any, lineage: Lineage, *, base_folder: Path, into: Path) -> None:
+    """Write all results but the manifest to a local folder."""
+    from finetune_trainer.card import model_card
+    from finetune_trainer.merge import write_full, write_merged
+    from finetune_trainer.report import report_page
+
+    spec = lineage.config.spec
+    shutil.rmtree(into, ignore_errors=True)
+    merged, adapter, dtype = into / paths.MERGED, into / paths.ADAPTER, spec.output.merged.dtype
+    if spec.method is Method.FULL:
+        write_full(weights, merged, dtype=dtype)
+    else:
+        _write_adapter(weights, adapter, lineage)
+        if spec.output.merged.enabled:
+            write_merged(base_folder, adapter, merged, dtype=dtype)
+    for model_folder in (adapter, merged):
+        if model_folder.is_dir():
+            tokenizer.save_pretrained(model_folder)
+    evaluation = evaluation_file(lineage)
+    _write_text(into / paths.EVALUATION, json.dumps(evaluation.to_wire(), indent=2, ensure_ascii=False) + "\n")
+    _write_text(into / paths.MODEL_CARD, model_card(lineage))
+    _write_text(into / paths.REPORT, report_page(lineage, evaluation))
+
+
+def evaluation_file(lineage: Lineage) -> EvaluationFile:
+    """Return evaluation.json: scores, and every prompt with both answers."""
+    prompts = lineage.config.spec.evaluation.samples.prompts
+    base, tuned = lineage.base, lineage.tuned
+    return EvaluationFile(
+        base=base.scores,
+        tuned=tuned.scores,
+        training=lineage.training,
+        examples=tuple(
+            Exchange(prompt=question.prompt, expected=question.answer, base=before, tuned=after)
+            for question, before, after in zip(lineage.questions, base.answers, tuned.answers, strict=False)
+        ),
+        samples=tuple(
+            Exchange(prompt=prompt, base=before, tuned=after)
+            for prompt, before, after in zip(prompts, base.samples, tuned.samples, strict=True)
+        ),
+    )
+
+
+def manifest_of(files: list[OutputFile], lineage: Lineage) -> Manifest:
+    """Return the manifest of these files."""
+    config = lineage.config
+    folders = {
+        name: inside
+        for name in (paths.ADAPTER, paths.MERGED)
+        if (inside := [file for file in files if file.path.startswith(f"{name}/")])
+    }
+    return Manifest(
+        job_name=config.job.name,
+        job_namespace=config.job.namespace,
+        job_uid=config.job.uid,
+        run=config.job.run,
+        config_hash=config.config_hash,
+        method=config.spec.method,
+        base_model=config.spec.model.uri,
+        base_revision=lineage.revision,
+        dataset=config.spec.dataset.uri,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        files=tuple(sorted(files, key=lambda file: file.path)),
+        artifacts={name: artifact(name, inside) for name, inside in folders.items()},
+        merged_from=lineage.merged_from,
+        evaluation=lineage.summary,
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what the result depends on."""
+    return {package: version(package) for package in _PACKAGES}
+
+
+def _write_adapter(weights: Path, into: Path, lineage: Lineage) -> None:
+    """Copy the adapter; its configuration names the base model as the user knows it, not this machine's folder."""
+    shutil.copytree(weights, into)
+    path = into / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    settings["base_model_name_or_path"] = lineage.config.spec.model.uri.removeprefix("hf://")
+    settings["revision"] = lineage.revision
+    # PEFT writes a set, in another order at every run.
+    if isinstance(settings["target_modules"], list):
+        settings["target_modules"].sort()
+    _write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def _commit(manifest: Manifest, lineage: Lineage, store: Store) -> tuple[TrainResult, str]:
+    content = manifest.to_json().encode()
+    try:
+        store.write(paths.join(lineage.config.run_uri, paths.MANIFEST), content, only_if_absent=True)
+    except AlreadyExistsError:
+        log.warning("another attempt has written the manifest first")
+        if (done := completed_run(lineage.config, store)) is not None:
+            return done
+        raise
+    return _result(lineage.training, manifest), sha256(content).hexdigest()
+
+
+def _result(training: Training, manifest: Manifest) -> TrainResult:
+    return TrainResult(
+        step=training.steps,
+        loss=training.loss,
+        eval_loss=manifest.evaluation.tuned.loss if manifest.evaluation else None,
+        resumed_from_step=training.resumed_from_step,
+        checkpoint_step=training.checkpoint_step,
+        artifacts=manifest.artifacts,
+        evaluation=manifest.evaluation,
+    )
+
+
+def _not_as_listed(files: tuple[OutputFile, ...], config: RunConfig, store: Store) -> str | None:
+    """Return the first file that is not in storage with its size."""
+    sizes = {item.path: item.size for item in store.list(config.run_uri)}
+    return next((file.path for file in files if sizes.get(file.path) != file.bytes), None)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _occupied(config: RunConfig, why: str) -> TrainerError:
+    return TrainerError(ExitCode.OUTPUT_EXISTS, f"output.uri: {config.run_uri} holds results already: {why}.")

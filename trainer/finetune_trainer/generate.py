@@ -1,0 +1,91 @@
+"""Greedy answers of a model to prompts: the same for base and tuned, and the same at every attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from finetune_trainer.failures import is_accelerator_out_of_memory
+from finetune_trainer.preemption import PREEMPTION
+
+BATCH = 8
+
+Prompt = str | list[dict[str, str]]
+"""A text to go on from, or the turns of a chat."""
+
+
+def answers(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, max_prompt_tokens: int
+) -> list[str]:
+    """Return one answer a prompt, without special tokens and outer blanks."""
+    encoded = [_encode(tokenizer, prompt)[-max_prompt_tokens:] for prompt in prompts]
+    # Prompts of similar length share a batch: the padding costs less.
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    found: dict[int, str] = {}
+    was_training, model_cache = model.training, model.config.use_cache
+    model.eval()
+    model.config.use_cache = True
+    try:
+        for start in range(0, len(order), BATCH):
+            PREEMPTION.check()
+            chosen = order[start : start + BATCH]
+            texts = _answer_batch(model, tokenizer, [encoded[i] for i in chosen], max_new_tokens=max_new_tokens)
+            found.update(zip(chosen, texts, strict=True))
+    finally:
+        model.config.use_cache = model_cache
+        model.train(was_training)
+    return [found[index] for index in range(len(prompts))]
+
+
+def _encode(tokenizer: Any, prompt: Prompt) -> list[int]:
+    if isinstance(prompt, str):
+        ids: list[int] = tokenizer(prompt)["input_ids"]
+        return ids
+    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    # The template writes the special tokens itself.
+    chat_ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return chat_ids
+
+
+def _answer_batch(model: Any, tokenizer: Any, prompts: list[list[int]], *, max_new_tokens: int) -> list[str]:
+    try:
+        return _generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+    except torch.OutOfMemoryError as error:
+        if not is_accelerator_out_of_memory(error) or len(prompts) == 1:
+            raise
+    torch.cuda.empty_cache()
+    middle = len(prompts) // 2
+    return [
+        text
+        for half in (prompts[:middle], prompts[middle:])
+        for text in _answer_batch(model, tokenizer, half, max_new_tokens=max_new_tokens)
+    ]
+
+
+def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], *, max_new_tokens: int) -> list[str]:
+    from transformers import GenerationConfig
+
+    longest = max(len(ids) for ids in prompts)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    padded = [[pad] * (longest - len(ids)) + ids for ids in prompts]
+    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+    # A configuration of our own: the model's may ask for sampling.
+    greedy = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=_stop_tokens(model, tokenizer)
+    )
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            generation_config=greedy,
+        )
+    texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def _stop_tokens(model: Any, tokenizer: Any) -> list[int]:
+    from_model = model.generation_config.eos_token_id
+    listed = from_model if isinstance(from_model, list) else [from_model]
+    return sorted({token for token in (*listed, tokenizer.eos_token_id) if token is not None})

@@ -1,0 +1,203 @@
+"""TRL's training loop, with what is ours in it: what is measured, what is kept, and when it must stop.
+
+`SFTTrainer` computes steps: the loss is the sum over all counted tokens of a batch divided by their number, over all
+micro-batches of a step, so that the micro-batch never changes a result. This subclass replaces what TRL does at the
+edges: the held-out loss is a mean over tokens (TRL: over batches), a checkpoint holds only what a resume needs, and
+the best weights so far travel with it.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerControl, TrainerState
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from finetune_contract.exit_codes import ExitCode
+from finetune_contract.model import Model
+from finetune_contract.prepared import Prepared, Resolved
+from finetune_contract.run_config import RunConfig
+from finetune_contract.spec import Precision
+from finetune_trainer.checkpoint import CheckpointUploader
+from finetune_trainer.dataset import Data, collator
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluate import held_out_loss
+from finetune_trainer.model import device, save_weights
+from finetune_trainer.preemption import PREEMPTION
+
+BEST = "best"
+BEST_RECORD = "best.json"
+STATE = "trainer_state.json"
+
+
+class Best(Model):
+    """best.json: the step with the lowest held-out loss so far; its weights lie in `best/`."""
+
+    step: int
+    loss: float
+
+
+class _StopEvaluationError(Exception):
+    """The signal came during a measurement inside training: the step's checkpoint is due, not the measurement."""
+
+
+class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
+    """One run's training loop."""
+
+    control: TrainerControl
+
+    def __init__(
+        self, *, model: Any, tokenizer: Any, data: Data, prepared: Prepared, arguments: SFTConfig, flatten: bool
+    ) -> None:
+        self._prepared, self._data = prepared, data
+        self.uploader: CheckpointUploader | None = None
+        self.best: Best | None = None
+        super().__init__(
+            model=model,
+            args=arguments,
+            processing_class=tokenizer,
+            train_dataset=data.train,
+            eval_dataset=data.train.select([0]),  # asked for, but `evaluate` measures on its own
+            data_collator=collator(prepared, flatten=flatten),
+        )
+        self.remove_callback(PrinterCallback)
+
+    @property
+    def folder(self) -> Path:
+        """The working folder of the loop."""
+        return Path(self.args.output_dir)
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that steps are computed in."""
+        return self._prepared.resolved.precision
+
+    def forget_steps(self) -> None:
+        """Drop gradients and statistics of passes that were no steps."""
+        self.model.zero_grad(set_to_none=True)
+        self._metrics["train"].clear()
+        self._total_train_tokens = 0
+
+    def run(self, checkpoint: Path | None) -> None:
+        """Train to the last step, from a restored checkpoint if there is one."""
+        if checkpoint is None:
+            self.train()
+            return
+        self._adopt_best(checkpoint)
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
+        if state.global_step < self.args.max_steps:
+            self.args.eval_on_start = self._measurement_is_due(state)
+            self.train(resume_from_checkpoint=str(checkpoint))
+            return
+        # The last step is done: Trainer would go on to the end of the epoch.
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        if self._measurement_is_due(state):
+            self.evaluate()
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure the held-out loss, and keep the weights if they are the best so far."""
+        try:
+            loss = held_out_loss(
+                self.model, self._data.validation, prepared=self._prepared, safe_point=_stop_evaluation_if_told
+            )
+        except _StopEvaluationError:
+            self.control.should_evaluate = False  # the next attempt measures at its start
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
+        require_finite(loss, f"held-out loss at step {self.state.global_step}")
+        if self.best is None or loss < self.best.loss:
+            self._keep_as_best(loss)
+        metrics = {"eval_loss": loss}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def load_best(self) -> None:
+        """Put the best weights into the model; those of the last step are there if nothing was measured."""
+        if self.best and self.best.step != self.state.global_step:
+            self._load_from_checkpoint(str(self.folder / BEST))
+
+    def _adopt_best(self, checkpoint: Path) -> None:
+        if not (checkpoint / BEST_RECORD).is_file():
+            return
+        self.best = Best.model_validate_json((checkpoint / BEST_RECORD).read_bytes())
+        # Where the checkpoint's own weights are the best ones, they are not in it twice.
+        source = checkpoint / BEST
+        shutil.copytree(source if source.is_dir() else checkpoint, self.folder / BEST)
+
+    def _measurement_is_due(self, state: TrainerState) -> bool:
+        step, every = state.global_step, int(self.args.eval_steps)
+        measured = any("eval_loss" in entry and entry["step"] == step for entry in state.log_history)
+        return not measured and (step % every == 0 or step >= self.args.max_steps)
+
+    def _keep_as_best(self, loss: float) -> None:
+        self.best = Best(step=self.state.global_step, loss=loss)
+        shutil.rmtree(self.folder / BEST, ignore_errors=True)
+        save_weights(self.model, self.folder / BEST)
+
+    def _save_checkpoint(self, *_: Any) -> None:
+        """Write what a resume needs, and hand it to the uploader (instead of keeping it in the working folder)."""
+        folder = self.folder / f"checkpoint-{self.state.global_step}"
+        save_weights(self.model, folder)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_rng_state(str(folder))
+        self.state.save_to_json(str(folder / STATE))
+        if self.best:
+            (folder / BEST_RECORD).write_text(self.best.to_json())
+            if self.best.step != self.state.global_step:
+                shutil.copytree(self.folder / BEST, folder / BEST)
+        if self.uploader:
+            self.uploader.submit(folder, self.state.global_step)
+
+
+def loop_arguments(config: RunConfig, resolved: Resolved, *, micro_batch: int, folder: Path) -> SFTConfig:
+    """Return TRL's arguments: everything that matters is said, since its defaults are not Trainer's."""
+    wanted = config.spec.hyperparameters
+    on_gpu = device().type == "cuda"
+    return SFTConfig(
+        output_dir=str(folder),
+        max_steps=resolved.total_steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=resolved.batch_size // micro_batch,
+        learning_rate=resolved.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if wanted.scheduler == "constant" else wanted.scheduler,
+        warmup_steps=math.ceil(wanted.warmup_ratio * resolved.total_steps),
+        weight_decay=wanted.weight_decay,
+        max_grad_norm=wanted.max_grad_norm,
+        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
+        bf16=resolved.precision is Precision.BFLOAT16,
+        activation_checkpointing=resolved.gradient_checkpointing,
+        seed=wanted.seed,
+        data_seed=wanted.seed,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        # The shards are tokenised and cut: nothing is left to prepare.
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        eval_strategy="steps",
+        eval_steps=resolved.eval_every_steps,
+        save_strategy="no",  # callbacks.py says when
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would hide a loss that is not finite behind the mean of those before
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def require_finite(value: float, what: str) -> None:
+    """Raise LOSS_NOT_FINITE unless it is a number to go on with."""
+    if not math.isfinite(value):
+        raise TrainerError(
+            ExitCode.LOSS_NOT_FINITE,
+            f"The {what} is {value}: lower hyperparameters.learningRate, or set precision to float32.",
+        )
+
+
+def _stop_evaluation_if_told() -> None:
+    if PREEMPTION.requested:
+        raise _StopEvaluationError

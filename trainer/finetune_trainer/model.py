@@ -1,0 +1,164 @@
+"""The model as each method trains it.
+
+LoRA: the base in the precision of the computation, frozen, adapters in float32. QLoRA: the same on a base in NF4.
+Full: all weights in float32, computed with in bfloat16 under autocast, since updates of 1e-5 vanish in bfloat16.
+Only safetensors are read, never pickles, and no code that a model folder may bring along.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_contract.exit_codes import ExitCode
+from finetune_contract.prepared import Resolved
+from finetune_contract.run_config import RunConfig
+from finetune_contract.spec import Lora, Method, Precision, Quantization
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.failures import explain
+
+_ALL_LINEAR = "all-linear"
+
+
+def device() -> torch.device:
+    """Return the GPU of this process, or the CPU where there is none."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a model folder. Raises MODEL_INVALID."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise _invalid("tokenizer", error) from error
+
+
+def load_for_training(config: RunConfig, resolved: Resolved, folder: Path) -> Any:
+    """Load the base model as the method needs it, adapters attached. Raises MODEL_INVALID, CONFIG_INVALID."""
+    spec = config.spec
+    quantization = (spec.quantization or Quantization()) if spec.method is Method.QLORA else None
+    dtype = torch.float32 if spec.method is Method.FULL else compute_dtype(resolved.precision)
+    base = load_base(folder, dtype=dtype, quantization=quantization)
+    base.config.use_cache = False
+    if resolved.gradient_checkpointing:
+        base.activation_checkpointing_enable()
+    if spec.method is Method.FULL:
+        return base
+    return _with_adapters(base, spec.lora or Lora(), resolved, seed=spec.hyperparameters.seed)
+
+
+def load_base(
+    folder: Path, *, dtype: torch.dtype, quantization: Quantization | None = None, on: torch.device | None = None
+) -> Any:
+    """Load the weights of a model folder onto this process's device, or onto `on`. Raises MODEL_INVALID."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=_nf4(quantization, dtype) if quantization else None,
+            device_map={"": on or device()},
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise _invalid("weights", error) from error
+    except Exception as error:
+        # safetensors has an error type of its own for damaged files.
+        if type(error).__name__ == "SafetensorError":
+            raise _invalid("weights", error) from error
+        raise
+    if quantization:
+        _keep_cpu_gradients_right(model)
+    return model
+
+
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """Return torch's name of a precision."""
+    return torch.bfloat16 if precision is Precision.BFLOAT16 else torch.float32
+
+
+def computing(precision: Precision) -> AbstractContextManager[Any]:
+    """Compute inside as training does: under autocast where the precision is bfloat16."""
+    if precision is Precision.FLOAT32:
+        return nullcontext()
+    return torch.autocast(device().type, dtype=torch.bfloat16)
+
+
+def trained_in_float32(model: Any) -> None:
+    """Hold what is trained in float32: in bfloat16 the last, small updates of a falling learning rate are lost."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether a model is trained by adapters, so that its weights to keep are the adapters'."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """Write what is trained to a folder: the adapters, or all weights."""
+    if not has_adapters(model):
+        model.save_pretrained(folder)
+        return
+    # Embeddings are frozen; PEFT would ask the hub whether they were.
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def _with_adapters(base: Any, lora: Lora, resolved: Resolved, *, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    targets = lora.target_modules
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=resolved.lora_alpha or lora.rank,
+        lora_dropout=lora.dropout,
+        target_modules=_ALL_LINEAR if _ALL_LINEAR in targets else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    set_seed(seed)  # adapters start at random values
+    try:
+        return get_peft_model(base, settings)
+    except ValueError as error:
+        raise TrainerError(ExitCode.CONFIG_INVALID, f"lora.targetModules: {error}") from error
+
+
+def _nf4(quantization: Quantization, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.type,
+        bnb_4bit_use_double_quant=quantization.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _keep_cpu_gradients_right(model: Any) -> None:
+    # On CPUs with avx512_bf16, bitsandbytes repacks the weights at the first forward without gradients, and later
+    # training goes through a kernel that has none: gradients become wrong without an error.
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _invalid(what: str, error: Exception) -> TrainerError:
+    known = explain(error)
+    if known.code is not ExitCode.INTERNAL_ERROR:
+        return known
+    return TrainerError(ExitCode.MODEL_INVALID, f"The model's {what} cannot be loaded: {str(error)[:500]}")

@@ -1,0 +1,41 @@
+"""What a training was, in numbers: read from the loop's log, kept in evaluation.json, drawn in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune_contract.model import Model
+
+MAX_POINTS = 1000
+"""Points of a curve that are kept: as many as a screen shows."""
+
+
+class Point(Model):
+    """One value of a curve."""
+
+    step: int
+    value: float
+
+
+class Training(Model):
+    """One run's training, over all its attempts."""
+
+    steps: int
+    loss: float | None = None
+    """Of the last step."""
+    best_step: int | None = None
+    """Step whose weights are exported: the one with the lowest held-out loss."""
+    best_loss: float | None = None
+    resumed_from_step: int | None = None
+    checkpoint_step: int | None = None
+    micro_batch_size: int | None = None
+    losses: tuple[Point, ...] = ()
+    held_out_losses: tuple[Point, ...] = ()
+
+
+def curve(history: Sequence[dict[str, Any]], name: str) -> tuple[Point, ...]:
+    """Return one value of the log over the steps, thinned to MAX_POINTS; the last point always stays."""
+    points = [Point(step=entry["step"], value=entry[name]) for entry in history if name in entry]
+    stride = -(-len(points) // MAX_POINTS) or 1
+    return tuple(points[::-1][::stride][::-1])

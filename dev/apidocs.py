@@ -28,7 +28,8 @@ def _kind(crd: Schema) -> Iterator[str]:
     schema = version["schema"]["openAPIV3Schema"]
     yield f"## {names['kind']}\n"
     yield f"{schema['description']}\n"
-    yield f"`{crd['spec']['group']}/{version['name']}`, {_SCOPES[crd['spec']['scope']]}, short name `{names['shortNames'][0]}`\n"
+    scope, short = _SCOPES[crd["spec"]["scope"]], names["shortNames"][0]
+    yield f"`{crd['spec']['group']}/{version['name']}`, {scope}, short name `{short}`\n"
     for part in ("spec", "status"):
         if part in schema["properties"]:
             yield from _object(part, schema["properties"][part], level=3)

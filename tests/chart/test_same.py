@@ -1,0 +1,130 @@
+"""The chart with its default values and the kustomization install the same objects."""
+
+import copy
+
+import pytest
+
+from finetune_operator.settings import Settings
+from tests.support.manifests import NAMESPACE, CommandError, chart_objects, kustomize_objects
+
+HELM_LABELS = {
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/version",
+    "app.kubernetes.io/managed-by",
+    "helm.sh/chart",
+}
+HELM_ANNOTATIONS = {"helm.sh/resource-policy"}
+
+
+def test_default_values_install_what_the_kustomization_does():
+    by_kustomize = kustomize_objects()
+    del by_kustomize["Namespace", "", NAMESPACE]  # helm install --create-namespace
+    by_chart = chart_objects()
+    assert by_chart.keys() == by_kustomize.keys()
+    for key, expected in by_kustomize.items():
+        assert neutral(by_chart[key]) == neutral(expected), key
+
+
+def neutral(item):
+    """The object without Helm's own marks, and with the rules of a role in one order."""
+    item = copy.deepcopy(item)
+    metas = [item["metadata"], item.get("spec", {}).get("template", {}).get("metadata", {})]
+    for meta in metas:
+        strip(meta, "labels", HELM_LABELS)
+        strip(meta, "annotations", HELM_ANNOTATIONS)
+    if "rules" in item:
+        item["rules"] = sorted(grant for rule in item["rules"] for grant in grants(rule))
+    return item
+
+
+def strip(meta, field, names):
+    kept = {name: value for name, value in meta.get(field, {}).items() if name not in names}
+    meta.pop(field, None)
+    if kept:
+        meta[field] = kept
+
+
+def grants(rule):
+    names = tuple(rule.get("resourceNames", ()))
+    return [
+        (group, resource, verb, names)
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    ]
+
+
+def test_what_the_manifests_set_is_what_the_operator_would_choose_for_itself():
+    shipped = settings_of(chart_objects())
+    bare = Settings.from_env({"POD_NAMESPACE": NAMESPACE, "FINETUNE_TRAINER_IMAGE": "finetune-trainer:0.1.0"})
+    assert shipped == bare
+
+
+def settings_of(objects):
+    container = container_of(objects)
+    env = {entry["name"]: entry.get("value", NAMESPACE) for entry in container["env"]}
+    return Settings.from_env(env)
+
+
+def container_of(objects):
+    deployment = next(item for (kind, _, _), item in objects.items() if kind == "Deployment")
+    return deployment["spec"]["template"]["spec"]["containers"][0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "image"),
+    [
+        pytest.param("image.tag=1.2.3", "finetune-operator:1.2.3", id="tag"),
+        pytest.param("image.repository=mirror/op", "mirror/op:0.1.0", id="the chart's version is the default tag"),
+        pytest.param(f"image.digest=sha256:{'a' * 64}", f"finetune-operator@sha256:{'a' * 64}", id="digest wins"),
+    ],
+)
+def test_image(setting, image):
+    assert container_of(chart_objects(setting))["image"] == image
+
+
+def test_values_reach_the_settings():
+    objects = chart_objects(
+        "watchNamespace=team-a", "statusUrl=https://10.0.0.7:8443", "logFormat=text", "trainerImage=mirror/trainer:9"
+    )
+    settings = settings_of(objects)
+    assert settings.watch_namespace == "team-a"
+    assert settings.status_url == "https://10.0.0.7:8443"
+    assert settings.log_format == "text"
+    assert settings.trainer_image == "mirror/trainer:9"
+
+
+def test_namespaced_mode_keeps_only_what_has_no_namespace_in_the_cluster_role():
+    objects = chart_objects("watchNamespace=team-a")
+    cluster_role = objects["ClusterRole", "", f"finetune-operator-{NAMESPACE}"]
+    role = objects["Role", "team-a", "finetune-operator-jobs"]
+    everywhere = chart_objects()["ClusterRole", "", "finetune-operator"]
+
+    def all_grants(item):
+        return {grant for rule in item["rules"] for grant in grants(rule)}
+
+    assert {resource for _, resource, _, _ in all_grants(cluster_role)} == {
+        "finetuneprofiles",
+        "tokenreviews",
+        "customresourcedefinitions",
+    }
+    assert all_grants(cluster_role) | all_grants(role) == all_grants(everywhere)
+
+
+def test_a_second_operator_can_leave_the_crds_to_the_first():
+    kinds = {kind for kind, _, _ in chart_objects("crds.install=false")}
+    assert "CustomResourceDefinition" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        pytest.param("image.digest=abc", "image/digest", id="digest of a wrong form"),
+        pytest.param("replicas=2", "replicas", id="a value that does not exist"),
+        pytest.param("statusUrl=http://10.0.0.7", "statusUrl", id="status server without TLS"),
+        pytest.param("watchNamespace=Team_A", "watchNamespace", id="not a namespace's name"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(setting, complaint):
+    with pytest.raises(CommandError, match=complaint):
+        chart_objects(setting)

@@ -23,8 +23,8 @@ def parse_job(body: Body) -> JobView:
         generation=meta.get("generation", 0),
         resource_version=meta["resourceVersion"],
         deleting="deletionTimestamp" in meta,
-        spec=_plain(body.get("spec") or {}),
-        status=FineTuneJobStatus.model_validate(_plain(body.get("status") or {}), extra="ignore"),
+        spec=body.get("spec") or {},
+        status=FineTuneJobStatus.model_validate(body.get("status") or {}, extra="ignore"),
     )
 
 
@@ -35,7 +35,7 @@ def parse_profile(body: Body) -> ProfileView:
         name=meta["name"],
         generation=meta.get("generation", 0),
         is_default=(meta.get("annotations") or {}).get(c.ANNOTATION_DEFAULT_PROFILE) == "true",
-        spec=FineTuneProfileSpec.model_validate(_plain(body.get("spec") or {}), extra="ignore"),
+        spec=FineTuneProfileSpec.model_validate(body.get("spec") or {}, extra="ignore"),
     )
 
 
@@ -94,13 +94,6 @@ def parse_time(text: str | None) -> datetime | None:
 def format_time(time: datetime) -> str:
     """Return RFC 3339 in UTC, to the second, as the API server writes it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _plain(value: Any) -> Any:
-    """Copy kopf's read-only mappings into plain dicts and lists."""
-    if hasattr(value, "items"):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _controller(meta: Body) -> Body | None:

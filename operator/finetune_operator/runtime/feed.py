@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,8 +21,8 @@ KINDS: tuple[Kind, ...] = ("FineTuneProfile", "FineTuneJob", "Job", "Pod")
 class Feed:
     """Puts what is seen into the cache and the keys that it concerns into the queue."""
 
-    def __init__(self, cache: Cache, queue: WorkQueue) -> None:
-        self._cache, self._queue = cache, queue
+    def __init__(self, cache: Cache, queue: WorkQueue, *, forget: Callable[[str], None]) -> None:
+        self._cache, self._queue, self._forget = cache, queue, forget
 
     def seen(self, kind: Kind, body: dict[str, Any]) -> None:
         """Take over an object that exists. What cannot be parsed is said in the log and left out."""
@@ -35,6 +36,7 @@ class Feed:
         """Forget an object that was deleted."""
         if kind == "FineTuneJob":
             self._cache.drop_job(uid)
+            self._forget(uid)
         elif kind == "FineTuneProfile":
             if self._cache.profiles.drop(uid):
                 self._all_waiting()

@@ -1,0 +1,210 @@
+"""Wiring: the parts put together, and kopf as informer, login, liveness probe and signal handling. Nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+import kopf
+
+from finetune_operator.api import constants as c
+from finetune_operator.api.report import ProgressReport
+from finetune_operator.api.views import JobView
+from finetune_operator.kube.client import KubeClient
+from finetune_operator.kube.gateway import KubeGateway
+from finetune_operator.kube.secrets import KubeTlsStore
+from finetune_operator.kube.tokens import KubeTokenReviewer
+from finetune_operator.policy.decide import PolicySettings
+from finetune_operator.progress.certificates import server_names
+from finetune_operator.progress.endpoint import StatusEndpoint
+from finetune_operator.progress.memory import ProgressStore
+from finetune_operator.progress.ports import JobHandle
+from finetune_operator.progress.server import StatusServer
+from finetune_operator.progress.tls import SECRET, TlsKeeper
+from finetune_operator.runtime.cache import Cache
+from finetune_operator.runtime.directory import Directory
+from finetune_operator.runtime.feed import Feed
+from finetune_operator.runtime.gateway import Kind
+from finetune_operator.runtime.loop import Loop
+from finetune_operator.runtime.queue import WorkQueue
+from finetune_operator.runtime.reconciler import Reconciler, Wiring
+from finetune_operator.settings import Settings, progress_path
+
+log = logging.getLogger(__name__)
+
+WATCHED: dict[Kind, tuple[str, str, str]] = {
+    "FineTuneJob": (c.GROUP, c.VERSION, c.JOB_PLURAL),
+    "FineTuneProfile": (c.GROUP, c.VERSION, c.PROFILE_PLURAL),
+    "Job": ("batch", "v1", "jobs"),
+    "Pod": ("", "v1", "pods"),
+}
+
+
+class _PostingJobs:
+    """`progress.ports.Jobs` over the directory."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    def find(self, namespace: str, name: str) -> JobHandle | None:
+        """Return the job of this name."""
+        found = self._directory.live_pods(namespace, name)
+        return found and JobHandle(uid=found[0], attempt=found[1], pods=found[2])
+
+    def accept(self, uid: str, report: ProgressReport) -> None:
+        """Take the newest report of a job."""
+        self._directory.accept(uid, report)
+
+
+class Operator:
+    """The running parts, between kopf's startup and cleanup."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self.stop = threading.Event()
+        """Set to have kopf end."""
+        self.crashed = False
+        self.feed: Feed | None = None
+        self.loop: Loop | None = None
+
+    async def start(self) -> None:
+        """Connect, serve, and start to work."""
+        settings, cache, queue, reports = self._settings, Cache(), WorkQueue(), ProgressStore()
+        api = await self._stack.enter_async_context(await KubeClient.connect())
+        gateway = KubeGateway(api, settings.watch_namespace)
+        self.feed = Feed(cache, queue, forget=reports.forget)
+        tls = TlsKeeper(
+            KubeTlsStore(api, namespace=settings.namespace, name=SECRET),
+            names=server_names(settings.status_url, namespace=settings.namespace),
+        )
+        directory = Directory(cache=cache, queue=queue, keep=reports.put)
+        endpoint = StatusEndpoint(jobs=_PostingJobs(directory), reviewer=KubeTokenReviewer(api))
+        await self._stack.enter_async_context(StatusServer(bind=settings.status_bind, endpoint=endpoint, tls=tls))
+        reconciler = Reconciler(
+            cache=cache,
+            gateway=gateway,
+            settings=PolicySettings(settings.trainer_image, settings.progress_seconds),
+            wiring=Wiring(progress_url=self._progress_url, progress_ca=lambda: tls.ca_pem),
+            latest=reports.latest,
+            clock=lambda: datetime.now(UTC),
+        )
+        self.loop = Loop(
+            queue=queue,
+            reconciler=reconciler,
+            feed=self.feed,
+            gateway=gateway,
+            workers=settings.workers,
+            resync_seconds=settings.resync_seconds,
+        )
+        task = asyncio.create_task(self.loop.run(), name="operator-loop")
+        task.add_done_callback(self._ended)
+        self._stack.push_async_callback(_cancel, task)
+
+    async def close(self) -> None:
+        """Stop everything in the reverse order."""
+        await self._stack.aclose()
+
+    def _progress_url(self, job: JobView) -> str:
+        return self._settings.status_url + progress_path(job.namespace, job.name)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Crash-only: an operator that lives on without its loop would look healthy and do nothing."""
+        if not task.cancelled() and task.exception():
+            log.critical("the operator's loop has crashed", exc_info=task.exception())
+            self.crashed = True
+            self.stop.set()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await task
+
+
+def build_registry(operator: Operator) -> kopf.OperatorRegistry:
+    """Return kopf's handlers, which only hand on what they see."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_kubeconfig(**kwargs) or kopf.login_with_service_account(**kwargs)
+
+    @kopf.on.startup(registry=registry)
+    async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
+        configure_kopf(settings)
+        await operator.start()
+
+    @kopf.on.cleanup(registry=registry)
+    async def close(**_: Any) -> None:
+        await operator.close()
+
+    @kopf.on.probe(registry=registry, id="loop")
+    def probe(**_: Any) -> str:
+        if operator.loop is None or not operator.loop.is_healthy():
+            raise RuntimeError("no full LIST for too long")
+        return "ok"
+
+    for kind, (group, version, plural) in WATCHED.items():
+        kopf.on.event(group, version, plural, registry=registry, id=f"seen-{plural}")(_handler(operator, kind))
+    return registry
+
+
+def _handler(operator: Operator, kind: Kind) -> Any:
+    async def handle(event: Any, **_: Any) -> None:
+        if operator.feed is None:
+            return
+        body = event["object"]
+        if event["type"] == "DELETED":
+            operator.feed.gone(kind, body["metadata"]["uid"])
+        else:
+            operator.feed.seen(kind, body)
+
+    return handle
+
+
+class _ForeverWithJitter:
+    """Backoffs that never end: kopf's own list ends after 54 s of API outage, and then the process with it."""
+
+    def __iter__(self) -> Iterator[float]:
+        delay = 1.0
+        while True:
+            yield delay * random.uniform(0.8, 1.2)  # noqa: S311
+            delay = min(30.0, delay * 2)
+
+
+def configure_kopf(settings: kopf.OperatorSettings) -> None:
+    """Set what kopf.md, section 6, measured."""
+    settings.peering.standalone = True
+    settings.posting.enabled = False
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 5
+    settings.networking.error_backoffs = _ForeverWithJitter()
+    settings.networking.enforce_retry_after = True
+    settings.watching.label_selectors["batch", "v1", "jobs"] = c.MANAGED_SELECTOR
+    settings.watching.label_selectors["", "v1", "pods"] = c.MANAGED_SELECTOR
+    settings.queueing.idle_timeout = 1.0
+    settings.queueing.error_delays = (1, 2, 5, 10, 30, 60)
+    settings.queueing.exit_timeout = 5.0
+    settings.process.ultimate_exiting_timeout = 25
+
+
+def run(settings: Settings) -> int:
+    """Run the operator until it is told to end; return the exit code."""
+    operator = Operator(settings)
+    kopf.run(
+        registry=build_registry(operator),
+        clusterwide=settings.watch_namespace is None,
+        namespaces=[settings.watch_namespace] if settings.watch_namespace else [],
+        liveness_endpoint=settings.liveness_url,
+        stop_flag=operator.stop,
+        standalone=True,
+    )
+    return 1 if operator.crashed else 0

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from aiohttp import http, web
+from aiohttp import web
 from pydantic import ValidationError
 
 from finetune_contract.model import Model
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 _READ_SECONDS = 10.0
 """A body that takes longer to arrive is given up."""
-
 
 POSTS = Rate(2, 10)
 """Posts of one peer with one token: trainers post every 2 to 5 seconds."""
@@ -132,7 +131,7 @@ async def _read(request: web.Request) -> bytes:
         raise too_large from error
     except TimeoutError as error:
         raise RefusalError(408, f"the body did not arrive within {_READ_SECONDS:.0f} seconds") from error
-    except (web.RequestPayloadError, http.HttpProcessingError, ConnectionError) as error:
+    except (web.RequestPayloadError, ConnectionError) as error:
         raise RefusalError(400, "the body could not be read") from error
 
 

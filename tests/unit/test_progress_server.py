@@ -291,10 +291,15 @@ async def test_an_api_server_that_is_away_is_no_fault_of_the_pod(caplog: pytest.
     assert "request was good" not in caplog.text
 
 
+class BrokenJobs(KnownJobs):
+    """A bug."""
+
+    def find(self, namespace: str, name: str) -> JobHandle | None:
+        return self.jobs[namespace, name]
+
+
 async def test_a_bug_is_a_500_with_a_status_and_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    jobs = known_job()
-    jobs.find = lambda namespace, name: {}[name]  # type: ignore[method-assign]
-    async with served(jobs=jobs, reviewer=known_tokens()) as run:
+    async with served(jobs=BrokenJobs(), reviewer=known_tokens()) as run:
         code, body, _ = await run.post(POST)
         assert (code, body["reason"]) == (500, "InternalError")
     assert "KeyError" in caplog.text
@@ -373,13 +378,13 @@ async def test_a_pod_that_hangs_up_leaves_no_traceback(run: Served, caplog: pyte
 
 @pytest.mark.parametrize(
     ("bind", "parts"),
-    [("0.0.0.0:8443", ("0.0.0.0", 8443)), ("[::]:8443", ("::", 8443)), ("127.0.0.1:0", ("127.0.0.1", 0))],
+    [("192.0.2.7:8443", ("192.0.2.7", 8443)), ("[::]:8443", ("::", 8443)), ("127.0.0.1:0", ("127.0.0.1", 0))],
 )
 def test_bind(bind: str, parts: tuple[str, int]) -> None:
     assert parse_bind(bind) == parts
 
 
-@pytest.mark.parametrize("bind", ["8443", ":8443", "0.0.0.0", "0.0.0.0:http", ""])
+@pytest.mark.parametrize("bind", ["8443", ":8443", "192.0.2.7", "192.0.2.7:http", ""])
 def test_a_bind_that_is_none_names_the_variable(bind: str) -> None:
     with pytest.raises(ValueError, match="FINETUNE_STATUS_BIND"):
         parse_bind(bind)

@@ -1,0 +1,137 @@
+"""The Jobs that are built: what they ask for, what they may not do, and what the trainer reads from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_contract.run_config import RunConfig
+from finetune_operator.api.constants import MAX_NAME_LENGTH, progress_audience
+from finetune_operator.api.job import FineTuneJobSpec
+from finetune_operator.api.profile import FineTuneProfileSpec
+from finetune_operator.builders.job import build_job
+from finetune_operator.builders.names import child_name
+from finetune_operator.builders.run_config import quantity_bytes
+from tests.support.builders import UID, make_job, make_spec
+
+Manifest = dict[str, Any]
+
+
+def built(
+    stage: Any = "train", spec: Manifest | None = None, profile: Manifest | None = None, **changes: Any
+) -> Manifest:
+    fields = {"stage": stage, "run": 1, "attempt": 1, "image": "trainer:1", "collect": False,
+              "progress_url": "https://operator/x", "progress_ca": "CA", **changes}  # fmt: skip
+    spec = spec or make_spec()
+    return build_job(
+        make_job(spec),
+        FineTuneJobSpec.model_validate(spec),
+        FineTuneProfileSpec.model_validate(profile or {}),
+        **fields,
+    )
+
+
+def pod_of(manifest: Manifest) -> Manifest:
+    return manifest["spec"]["template"]["spec"]
+
+
+def containers_of(manifest: Manifest) -> list[Manifest]:
+    pod = pod_of(manifest)
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def test_only_the_training_container_asks_for_gpus() -> None:
+    asked = {
+        container["name"]: container.get("resources", {}).get("limits", {}).get("nvidia.com/gpu")
+        for stage in ("prepare", "train")
+        for container in containers_of(built(stage))
+    }
+    assert asked == {"prepare": None, "fetch": None, "train": "1"}
+
+
+def test_collect_rereads_the_manifest_without_a_gpu_and_without_the_model() -> None:
+    (container,) = containers_of(built(collect=True))
+    assert container["command"][-1] == "collect"
+    assert "nvidia.com/gpu" not in container["resources"].get("limits", {})
+
+
+def test_pods_are_restricted() -> None:
+    manifest = built()
+    pod = pod_of(manifest)
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    for container in containers_of(manifest):
+        context = container["securityContext"]
+        assert context == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_the_only_token_is_bound_to_this_job_by_its_audience() -> None:
+    volumes = pod_of(built())["volumes"]
+    tokens = [s["serviceAccountToken"] for v in volumes for s in v.get("projected", {}).get("sources", [])]
+    assert [token["audience"] for token in tokens] == [progress_audience(UID)]
+
+
+def test_one_attempt_is_one_set_of_pods_and_its_exit_code_stays_in_the_job() -> None:
+    spec = built()["spec"]
+    assert (spec["backoffLimit"], spec["podReplacementPolicy"]) == (0, "Failed")
+    assert [rule["action"] for rule in spec["podFailurePolicy"]["rules"]] == ["FailJob", "FailJob"]
+    assert "ttlSecondsAfterFinished" not in spec
+
+
+def test_secrets_come_by_reference_each_use_under_its_own_prefix() -> None:
+    spec = make_spec(output={"uri": "s3://models/out", "secretRef": {"name": "out"}})
+    for container in containers_of(built("prepare", spec, {"storage": {"secretName": "team-s3"}})):
+        assert container["envFrom"] == [
+            {"prefix": "MODEL_", "secretRef": {"name": "team-s3"}},
+            {"prefix": "DATASET_", "secretRef": {"name": "team-s3"}},
+            {"prefix": "OUTPUT_", "secretRef": {"name": "out"}},
+        ]
+
+
+def test_the_trainer_reads_back_what_the_operator_wrote() -> None:
+    spec = make_spec(lora={"rank": 8}, resources={"gpuMemory": "80Gi"}, lifecycle={"retries": {"max": 1}})
+    annotations = built(spec=spec, attempt=3)["spec"]["template"]["metadata"]["annotations"]
+    config = RunConfig.model_validate_json(annotations["finetuning.dev/config"])
+    assert (config.job.attempt, config.spec.lora and config.spec.lora.rank) == (3, 8)
+    assert config.device.gpu_memory_bytes == 80 * 1024**3
+
+
+def test_a_claim_is_mounted_once_and_prepare_goes_where_train_can_follow() -> None:
+    spec = make_spec(
+        model={"uri": "pvc://shared/models/base"},
+        dataset={"uri": "pvc://shared/data"},
+        scheduling={"nodeSelector": {"zone": "a"}},
+    )
+    pod = pod_of(built("prepare", spec))
+    assert [v["name"] for v in pod["volumes"] if v.get("persistentVolumeClaim")] == ["claim-0"]
+    assert pod["nodeSelector"] == {"zone": "a"}
+
+
+def test_prepare_without_a_claim_goes_anywhere() -> None:
+    assert "nodeSelector" not in pod_of(built("prepare", make_spec(scheduling={"nodeSelector": {"gpu": "h100"}})))
+
+
+def test_pods_leave_a_lost_node_within_the_profiles_time() -> None:
+    tolerations = pod_of(built(profile={"notReadyTolerationSeconds": 7}))["tolerations"]
+    assert [(t["key"], t["tolerationSeconds"]) for t in tolerations] == [
+        ("node.kubernetes.io/not-ready", 7),
+        ("node.kubernetes.io/unreachable", 7),
+    ]
+
+
+def test_the_longest_name_still_fits_a_pods_hostname() -> None:
+    name = child_name("a" * MAX_NAME_LENGTH, UID, run=99, attempt=9999, stage="prepare")
+    assert len(f"{name}-0") <= 63
+
+
+@pytest.mark.parametrize(
+    ("quantity", "expected"),
+    [("80Gi", 80 * 2**30), ("500M", 500 * 10**6), (1024, 1024), ("1.5Gi", 3 * 2**29), ("2000m", 2)],
+)
+def test_quantities_are_bytes(quantity: str | int, expected: int) -> None:
+    assert quantity_bytes(quantity) == expected

@@ -1,0 +1,157 @@
+"""The reconciler's effects: their order, what a crash between them leaves, and who may touch what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.runtime.cache import Cache
+from finetune_operator.runtime.feed import Feed
+from finetune_operator.runtime.gateway import ConflictError, RejectedError, TransientError
+from finetune_operator.runtime.queue import WorkQueue
+from finetune_operator.runtime.reconciler import Reconciler, Wiring
+from tests.support.builders import NOW, SETTINGS, make_spec
+from tests.support.fake_gateway import FakeGateway
+
+KEY = ("team", "bot")
+
+
+def make_body(name: str = "bot") -> dict[str, Any]:
+    return {
+        "apiVersion": "finetuning.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"namespace": "team", "name": name, "generation": 1},
+        "spec": make_spec(),
+    }
+
+
+class Operator:
+    """Cache, queue and reconciler over a fake API."""
+
+    def __init__(self, gateway: FakeGateway) -> None:
+        self.cache, self.queue = Cache(), WorkQueue()
+        self.feed = Feed(self.cache, self.queue, forget=lambda uid: None)
+        wiring = Wiring(progress_url=lambda job: "https://operator/x", progress_ca=lambda: "CA")
+        self.reconciler = Reconciler(
+            cache=self.cache, gateway=gateway, settings=SETTINGS, wiring=wiring,
+            latest=lambda uid: None, clock=lambda: NOW,
+        )  # fmt: skip
+
+
+@pytest.fixture
+async def gateway() -> FakeGateway:
+    fake = FakeGateway()
+    fake.add("FineTuneJob", make_body())
+    return fake
+
+
+@pytest.fixture
+async def operator(gateway: FakeGateway) -> Operator:
+    operator = Operator(gateway)
+    await operator.feed.relist(gateway)
+    return operator
+
+
+async def test_the_status_is_written_before_the_job_and_events_come_last(operator, gateway) -> None:
+    await operator.reconciler.reconcile(KEY)
+    assert [call.split()[0] for call in gateway.calls] == ["status", "create", "event"]
+
+
+async def test_nothing_is_written_when_nothing_changed(operator, gateway) -> None:
+    await operator.reconciler.reconcile(KEY)
+    await operator.reconciler.reconcile(KEY)  # the Job was seen now
+    gateway.calls.clear()
+    await operator.reconciler.reconcile(KEY)
+    assert gateway.calls == []
+
+
+async def test_an_operator_that_dies_between_status_and_job_creates_that_job_after_its_restart(
+    operator, gateway
+) -> None:
+    gateway_create, gateway.create_job = gateway.create_job, _die
+    with pytest.raises(SystemExit):
+        await operator.reconciler.reconcile(KEY)
+    gateway.create_job = gateway_create
+    restarted = Operator(gateway)
+    await restarted.feed.relist(gateway)
+    await restarted.reconciler.reconcile(KEY)
+    assert len(gateway.objects["Job"]) == 1
+    assert next(iter(gateway.objects["Job"]))[1].endswith("-r1-a1-prep")
+
+
+async def test_two_operators_at_once_make_one_job_and_one_of_them_stands_back(operator, gateway) -> None:
+    other = Operator(gateway)
+    await other.feed.relist(gateway)
+    await operator.reconciler.reconcile(KEY)
+    with pytest.raises(ConflictError):
+        await other.reconciler.reconcile(KEY)
+    assert len(gateway.objects["Job"]) == 1
+
+
+async def test_a_job_of_that_name_that_is_somebody_elses_is_never_touched(operator, gateway) -> None:
+    real_create = gateway.create_job
+
+    async def taken(manifest):
+        foreign = {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": []}}
+        gateway.add("Job", foreign)
+        return await real_create(manifest)
+
+    gateway.create_job = taken
+    with pytest.raises(RejectedError, match="is taken by a Job"):
+        await operator.reconciler.reconcile(KEY)
+
+
+async def test_a_status_write_that_fails_creates_nothing(operator, gateway) -> None:
+    gateway.fail_next = TransientError("503")
+    with pytest.raises(TransientError):
+        await operator.reconciler.reconcile(KEY)
+    assert gateway.objects["Job"] == {}
+
+
+async def test_a_job_that_is_gone_is_forgotten(operator, gateway) -> None:
+    gateway.objects["FineTuneJob"].clear()
+    await operator.reconciler.reconcile(KEY)
+    assert operator.cache.job(KEY) is None
+
+
+async def test_a_job_that_the_watch_has_not_brought_yet_is_not_taken_for_deleted(operator, gateway) -> None:
+    await operator.reconciler.reconcile(KEY)
+    await operator.reconciler.reconcile(KEY)
+    for uid in operator.cache.children.uids():
+        operator.cache.drop_child(uid)
+    await operator.reconciler.reconcile(KEY)
+    status = operator.cache.job(KEY).status
+    assert (status.attempt, status.restarts) == (1, None)
+
+
+async def test_a_list_drops_what_was_deleted_while_the_watch_was_down(operator, gateway) -> None:
+    gateway.objects["FineTuneJob"].clear()
+    gateway.add("FineTuneJob", make_body("other"))
+    await operator.feed.relist(gateway)
+    assert operator.cache.job(KEY) is None
+    assert operator.cache.job(("team", "other")) is not None
+
+
+async def test_an_older_event_never_replaces_what_is_newer(operator, gateway) -> None:
+    stale = await _only(gateway)
+    await operator.reconciler.reconcile(KEY)
+    operator.feed.seen("FineTuneJob", stale)
+    assert operator.cache.job(KEY).status.run == 1
+
+
+async def test_an_object_that_cannot_be_read_is_left_out_and_the_rest_goes_on(operator, gateway, caplog) -> None:
+    broken = make_body("broken")
+    broken["status"] = {"attempt": "many"}
+    gateway.add("FineTuneJob", broken)
+    await operator.feed.relist(gateway)
+    assert operator.cache.job(KEY) is not None
+    assert "cannot read FineTuneJob team/broken" in caplog.text
+
+
+async def _only(gateway: FakeGateway) -> dict[str, Any]:
+    return next(body async for body in gateway.list("FineTuneJob"))
+
+
+async def _die(manifest: dict[str, Any]) -> dict[str, Any]:
+    raise SystemExit(1)

@@ -72,6 +72,14 @@ def disk_full(where: str) -> TrainerError:
     )
 
 
+def incomplete_credentials(use: Use) -> TrainerError:
+    """Return the error for a key without its secret, or the other way round."""
+    return TrainerError(
+        ExitCode.STORAGE_ACCESS_DENIED,
+        f"The Secret of {_secret(use)} has only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: give both.",
+    )
+
+
 def unreachable(uri: str, *, endpoint: str, why: str) -> TrainerError:
     """Return the error for storage that does not answer."""
     return TrainerError(

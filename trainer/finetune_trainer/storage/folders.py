@@ -38,14 +38,21 @@ def download_folder(
     found = matching(store.list(uri), only)
     if not found:
         raise NotFoundError(uri)
-    count = _Counter(sum(item.size for item in found), progress)
+    return download_objects(store, uri, found, into, progress=progress)
+
+
+def download_objects(
+    store: Store, uri: str, objects: list[StoredObject], into: Path, *, progress: Progress | None = None
+) -> list[OutputFile]:
+    """Fetch those objects of a listing of the URI."""
+    count = _Counter(sum(item.size for item in objects), progress)
 
     def fetch(item: StoredObject) -> OutputFile:
         digest = store.download(paths.join(uri, item.path), into / _inside(item.path))
         count.add(item.size)
         return OutputFile(path=item.path, sha256=digest, bytes=item.size)
 
-    return _each(fetch, found)
+    return _each(fetch, objects)
 
 
 def upload_folder(store: Store, folder: Path, uri: str, *, progress: Progress | None = None) -> list[OutputFile]:

@@ -17,7 +17,7 @@ from finetune_contract.run_config import Use
 from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.storage import StoredObject, field_of
 from finetune_trainer.storage.digest import sha256_of
-from finetune_trainer.storage.failures import s3_failures
+from finetune_trainer.storage.failures import incomplete_credentials, s3_failures
 from finetune_trainer.storage.ranges import Remote, download_ranges
 
 PART = 16 << 20
@@ -146,6 +146,8 @@ class S3Store:
         from botocore.config import Config
 
         key, secret, token = (os.environ.get(f"{self._use}{name}") or None for name in _CREDENTIALS)
+        if bool(key) != bool(secret):
+            raise incomplete_credentials(self._use)
         session = boto3.session.Session(
             aws_access_key_id=key,
             aws_secret_access_key=secret,

@@ -1,0 +1,282 @@
+"""Every value that the user left open, chosen from method, data, model and GPU, each with its reason.
+
+Pure: equal inputs give equal choices, so a later attempt, the command line and the operator all see the same. What the
+user gave is never changed; what cannot be is a ResolveError that names the field.
+
+`batchSize` counts examples with packing, too: the trainer flattens the examples of a micro-batch into one sequence
+instead of padding them. So packing changes the speed of a step and never its result, nor the number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from finetune_contract.estimate import Tuning, estimate
+from finetune_contract.prepared import Estimate, Resolved
+from finetune_contract.run_config import Device
+from finetune_contract.shape import ModelShape
+from finetune_contract.spec import DatasetFormat, Lora, LossOn, Method, Precision, Quantization, TuningSpec
+
+RATES = {Method.LORA: 2e-4, Method.QLORA: 2e-4, Method.FULL: 1e-5}
+EPOCHS = 3
+TIMES_A_RUN = 10
+LENGTH_STEP = 64
+SANE_LENGTH = 8192
+OUTLIER = 2
+CPU_TOKENS = 4096
+GPU_TOKENS = 16384
+"""Tokens of a micro-batch beyond which a GPU gets no faster."""
+
+T = TypeVar("T")
+
+
+class ResolveError(ValueError):
+    """The settings contradict each other or the model; the message names the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """What is known of the data before sequences have a length."""
+
+    format: DatasetFormat
+    longest: int
+    """Tokens of the longest example."""
+    most: int
+    """99.5 % of the examples have at most as many."""
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is settled before the data is cut."""
+
+    max_sequence_length: int
+    micro_batch_size: int
+    gradient_checkpointing: bool
+    precision: Precision
+    packing: bool
+    loss: LossOn
+    estimate: Estimate
+    because: dict[str, str]
+
+
+def choose_loss(spec: TuningSpec, shape: DatasetFormat) -> LossOn:
+    """Return the tokens to train on. Raises ResolveError for plain text with a loss on answers."""
+    wanted = spec.hyperparameters.loss
+    if shape is DatasetFormat.TEXT:
+        if wanted not in (None, LossOn.ALL):
+            raise ResolveError(f"hyperparameters.loss is {wanted}, but text has no answers: use all or another format.")
+        return LossOn.ALL
+    return wanted or LossOn.ASSISTANT
+
+
+def choose_length(spec: TuningSpec, facts: DataFacts, limit: int | None) -> tuple[int, str]:
+    """Return maxSequenceLength and why. Raises ResolveError if the user's exceeds the model's limit."""
+    given = spec.hyperparameters.max_sequence_length
+    if given is not None:
+        if limit and given > limit:
+            raise ResolveError(f"hyperparameters.maxSequenceLength is {given}, but the model holds {limit} tokens.")
+        return given, ""
+    outliers = facts.longest > OUTLIER * facts.most
+    wanted = facts.most if outliers else facts.longest
+    rounded = max(math.ceil(wanted / LENGTH_STEP) * LENGTH_STEP, LENGTH_STEP)
+    chosen = min(rounded, SANE_LENGTH, limit or SANE_LENGTH)
+    if chosen < rounded:
+        which = "the model's limit" if chosen == limit else "the most that is chosen without being asked"
+        return chosen, f"{which}; the longest example has {facts.longest} tokens"
+    what = "holds 99.5% of the examples, the rest is far longer" if outliers else "holds the longest example"
+    return chosen, f"{what} ({wanted} tokens), rounded up to {LENGTH_STEP}"
+
+
+def choose(
+    spec: TuningSpec, *, device: Device, facts: DataFacts, shape: ModelShape, limit: int | None = None
+) -> Choice:
+    """Settle what depends on memory. The estimate of the result says whether it fits."""
+    because: dict[str, str] = {}
+    length, why = choose_length(spec, facts, limit)
+    _note(because, "maxSequenceLength", why)
+    wanted = spec.hyperparameters
+    precision = _or(wanted.precision, Precision.BFLOAT16, because, "precision", "float32's range at half the memory")
+    tuning = Tuning(
+        method=spec.method,
+        precision=precision,
+        lora=spec.lora or Lora(),
+        quantization=spec.quantization or Quantization(),
+        micro_batch=1,
+        sequence_length=length,
+        recompute=False,
+    )
+    tuning, found = _fitting(spec, tuning, device=device, shape=shape, because=because)
+    packs = tuning.micro_batch > 1 and facts.mean < length / 2
+    why = f"examples have {facts.mean:.0f} tokens on average, sequences {length}"
+    return Choice(
+        max_sequence_length=length,
+        micro_batch_size=tuning.micro_batch,
+        gradient_checkpointing=tuning.recompute,
+        precision=precision,
+        packing=_or(wanted.packing, packs, because, "packing", why),
+        loss=choose_loss(spec, facts.format),
+        estimate=found,
+        because=because,
+    )
+
+
+def resolve(
+    spec: TuningSpec,
+    choice: Choice,
+    *,
+    train_examples: int,
+    model_revision: str | None = None,
+    dataset_sha256: str | None = None,
+) -> Resolved:
+    """Return everything that train needs, now that the number of examples is known."""
+    because = dict(choice.because)
+    wanted = spec.hyperparameters
+    steps = _total_steps(spec, train_examples, because)
+    every = max(1, steps // TIMES_A_RUN)
+    about_ten = f"about {TIMES_A_RUN} times in {steps} steps"
+    adapters = spec.method is not Method.FULL
+    alpha = _alpha(spec.lora or Lora(), because) if adapters else None
+    if wanted.loss is None:
+        because["loss"] = f"the data's format is {'text' if choice.loss is LossOn.ALL else 'with answers'}"
+    return Resolved(
+        model_revision=model_revision,
+        dataset_sha256=dataset_sha256,
+        learning_rate=_or(
+            wanted.learning_rate, RATES[spec.method], because, "learningRate", f"usual for {spec.method}"
+        ),
+        total_steps=steps,
+        batch_size=wanted.batch_size,
+        micro_batch_size=choice.micro_batch_size,
+        max_sequence_length=choice.max_sequence_length,
+        packing=choice.packing,
+        precision=choice.precision,
+        gradient_checkpointing=choice.gradient_checkpointing,
+        loss=choice.loss,
+        eval_every_steps=_or(spec.evaluation.every_steps, every, because, "evalEverySteps", about_ten),
+        checkpoint_every_steps=_or(spec.checkpoint.every_steps, every, because, "checkpointEverySteps", about_ten),
+        lora_alpha=alpha,
+        because=because,
+    )
+
+
+def epochs_of(spec: TuningSpec, *, train_examples: int) -> float:
+    """Return how often the run sees each example."""
+    wanted = spec.hyperparameters
+    if wanted.max_steps is not None:
+        return wanted.max_steps * wanted.batch_size / train_examples
+    return wanted.epochs if wanted.epochs is not None else EPOCHS
+
+
+def what_would_fit(spec: TuningSpec, choice: Choice, *, shape: ModelShape, gpu_bytes: int) -> str:
+    """Return what to change so that the job fits: a shorter sequence, QLoRA, or a larger GPU."""
+    base = Tuning(
+        method=spec.method,
+        precision=choice.precision,
+        lora=spec.lora or Lora(),
+        quantization=spec.quantization or Quantization(),
+        micro_batch=1,
+        sequence_length=choice.max_sequence_length,
+        recompute=True,
+    )
+    for method in dict.fromkeys((spec.method, Method.LORA, Method.QLORA)):
+        length = choice.max_sequence_length
+        while length >= LENGTH_STEP:
+            tuning = replace(base, method=method, sequence_length=length)
+            if estimate(shape, tuning, gpu_bytes=gpu_bytes).fits:
+                return _advice(spec, choice, tuning)
+            length //= 2
+    return "no method fits this GPU: use a larger one or a smaller model"
+
+
+def _advice(spec: TuningSpec, choice: Choice, fits: Tuning) -> str:
+    parts = [f"method {fits.method}"] if fits.method is not spec.method else []
+    if fits.sequence_length < choice.max_sequence_length:
+        parts.append(f"maxSequenceLength {fits.sequence_length}")
+    if not parts or choice.micro_batch_size > 1:
+        parts.append("microBatchSize 1")
+    if spec.hyperparameters.gradient_checkpointing is False:
+        parts.append("gradientCheckpointing true")
+    return f"this would fit: {', '.join(parts)}"
+
+
+def _fitting(
+    spec: TuningSpec, tuning: Tuning, *, device: Device, shape: ModelShape, because: dict[str, str]
+) -> tuple[Tuning, Estimate]:
+    """Return the first tuning that fits: large micro-batches first, recomputation only after all of them."""
+    memory = device.gpu_memory_bytes if device.gpus else None
+    tried = [replace(tuning, micro_batch=size, recompute=again) for again, size in _order(spec, tuning, device)]
+    estimates = [estimate(shape, one, gpu_bytes=memory) for one in tried]
+    best = next((at for at, found in enumerate(estimates) if found.fits is not False), len(tried) - 1)
+    chosen = tried[best]
+    if spec.hyperparameters.micro_batch_size is None:
+        because["microBatchSize"] = _why_micro_batch(device, memory)
+    if spec.hyperparameters.gradient_checkpointing is None:
+        because["gradientCheckpointing"] = (
+            "without it no micro-batch fits the GPU" if chosen.recompute else "the activations fit without it"
+        )
+    return chosen, estimates[best]
+
+
+def _order(spec: TuningSpec, tuning: Tuning, device: Device) -> Iterator[tuple[bool, int]]:
+    sizes = _micro_batches(spec, tuning.sequence_length, device)
+    given = spec.hyperparameters.gradient_checkpointing
+    for again in (given,) if given is not None else (False, True):
+        for size in sizes:
+            yield again, size
+
+
+def _micro_batches(spec: TuningSpec, length: int, device: Device) -> list[int]:
+    """Return the user's micro-batch, or the powers of two that divide a GPU's share of the batch, largest first."""
+    batch, gpus = spec.hyperparameters.batch_size, max(device.gpus, 1)
+    share, rest = divmod(batch, gpus)
+    if rest:
+        raise ResolveError(f"hyperparameters.batchSize is {batch}, which {gpus} GPUs cannot share evenly.")
+    given = spec.hyperparameters.micro_batch_size
+    if given is not None:
+        if share % given:
+            raise ResolveError(
+                f"hyperparameters.microBatchSize is {given}, which does not divide {share} examples a GPU."
+            )
+        return [given]
+    most = max((GPU_TOKENS if device.gpus else CPU_TOKENS) // length, 1)
+    powers = [1 << exponent for exponent in range(share.bit_length())]
+    return [size for size in reversed(powers) if share % size == 0 and size <= most] or [1]
+
+
+def _why_micro_batch(device: Device, memory: int | None) -> str:
+    if not device.gpus:
+        return f"at most {CPU_TOKENS} tokens at a time on a CPU"
+    known = "the largest that fits the GPU's memory" if memory else "the GPU's memory is not known"
+    return f"{known}, at most {GPU_TOKENS} tokens"
+
+
+def _total_steps(spec: TuningSpec, examples: int, because: dict[str, str]) -> int:
+    """Return optimizer steps: a last, smaller batch of an epoch counts as one."""
+    wanted = spec.hyperparameters
+    if wanted.max_steps is not None:
+        return wanted.max_steps
+    epochs = epochs_of(spec, train_examples=examples)
+    each = math.ceil(examples / wanted.batch_size)
+    because["totalSteps"] = f"{epochs:g} epochs of {examples} examples, {wanted.batch_size} a step"
+    return max(1, math.ceil(epochs * each))
+
+
+def _alpha(lora: Lora, because: dict[str, str]) -> float:
+    return _or(lora.alpha, float(lora.rank), because, "loraAlpha", "equal to the rank, so that the scale is 1")
+
+
+def _or(given: T | None, chosen: T, because: dict[str, str], name: str, why: str) -> T:
+    """Return what was given, or what was chosen and note why."""
+    if given is not None:
+        return given
+    _note(because, name, why)
+    return chosen
+
+
+def _note(because: dict[str, str], name: str, why: str) -> None:
+    if why:
+        because[name] = why

@@ -1,0 +1,193 @@
+"""Where the assistant speaks in a rendered conversation, for any chat template.
+
+Few templates mark it themselves ({% generation %}), so it is found from outside, by rendering. A conversation whose
+contents are replaced by marks gives the template's skeleton: the literal text between the contents. The real rendering
+is then compared with the skeleton filled with the real contents; they are equal for nearly all templates and examples.
+Where they differ (reasoning that is cut out of earlier turns, text that depends on the content) each assistant turn is
+found by rendering the conversation once more with a mark in just its place.
+
+What is trained on begins where the generation prompt ends, for that is what the model will see when it has to answer,
+and it ends with the token that ends the turn: a model that never sees its end never stops.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_contract.exit_codes import ExitCode
+from finetune_trainer.data.examples import Turn
+from finetune_trainer.data.problems import BadExampleError
+from finetune_trainer.errors import TrainerError
+
+_MARK = re.compile(r"Qz(\d{4})zQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters that the assistant generates in one turn, its end-of-turn token included."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as the model sees it."""
+
+    text: str
+    spans: tuple[Span, ...]
+    """One for each assistant turn, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Skeleton:
+    """The literal text of a template around the contents of a sequence of roles."""
+
+    literals: tuple[str, ...]
+    """One before each content, one after the last."""
+    order: tuple[int, ...]
+    """Which turn's content follows each literal."""
+    prompts: dict[int, str]
+    """For each assistant turn, the end of the literal before it that the generation prompt gives as well."""
+
+    def filled(self, contents: Sequence[str]) -> str:
+        pieces = (
+            text for literal, turn in zip(self.literals, self.order, strict=False) for text in (literal, contents[turn])
+        )
+        return "".join(pieces) + self.literals[-1]
+
+
+class ChatTemplate:
+    """Renders conversations with the model's own template."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not tokenizer.chat_template:
+            raise TrainerError(
+                ExitCode.CHAT_TEMPLATE_MISSING,
+                "The data is chat and the model's tokenizer has no chat template: use an instruction-tuned model, "
+                "or data in the format promptCompletion or text.",
+            )
+        self._tokenizer = tokenizer
+        self._skeletons: dict[tuple[str, ...], _Skeleton | None] = {}
+        self._ends = _end_tokens(tokenizer)
+        self.stop = self._stop_token()
+
+    def render(self, turns: Sequence[Turn], *, ask: bool = False) -> str:
+        """Return the text; with `ask`, ending with the generation prompt. Raises BadExampleError if it refuses."""
+        from jinja2.exceptions import TemplateError
+
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        try:
+            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        except TemplateError as error:
+            raise BadExampleError(f"is refused by the model's chat template: {error}") from error
+        return text
+
+    def spans(self, turns: Sequence[Turn]) -> Rendered:
+        """Render a conversation and find what the assistant says in it."""
+        text = self.render(turns)
+        skeleton = self._skeleton(turns)
+        if skeleton:
+            contents = [turn.content for turn in turns]
+            for filling in (contents, [content.strip() for content in contents]):
+                if skeleton.filled(filling) == text:
+                    return Rendered(text, tuple(self._by_skeleton(skeleton, filling, turns)))
+        return Rendered(text, tuple(self._by_search(skeleton, text, turns)))
+
+    def _by_skeleton(self, skeleton: _Skeleton, contents: Sequence[str], turns: Sequence[Turn]) -> Iterable[Span]:
+        """Add up lengths."""
+        position = 0
+        for place, (literal, turn) in enumerate(zip(skeleton.literals, skeleton.order, strict=False)):
+            position += len(literal)
+            start, position = position, position + len(contents[turn])
+            if turns[turn].role == "assistant":
+                given = skeleton.prompts.get(turn, literal)
+                start -= len(literal) - len(given)
+                yield Span(start, position + self._length_of_end(skeleton.literals[place + 1]))
+
+    def _by_search(self, skeleton: _Skeleton | None, text: str, turns: Sequence[Turn]) -> Iterable[Span]:
+        """Find each assistant turn by a rendering that differs in just its content."""
+        done = 0
+        for number, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            probe = [*turns[:number], Turn("assistant", _mark(number)), *turns[number + 1 :]]
+            before, mark, after = self.render(probe).partition(_mark(number))
+            end = len(text) - len(after)
+            start = min(_common(text, before), end)
+            if not mark or not text.endswith(after) or start < done:
+                raise TrainerError(
+                    ExitCode.MODEL_INVALID,
+                    "The model's chat template changes the assistant's turns so much that they cannot be found in its "
+                    "output: use data in the format promptCompletion.",
+                )
+            given = skeleton.prompts.get(number, "") if skeleton else ""
+            begin = text.rfind(given, done, start) + len(given) if given in text[done:start] else start
+            done = end + self._length_of_end(after)
+            yield Span(begin, done)
+
+    def _skeleton(self, turns: Sequence[Turn]) -> _Skeleton | None:
+        roles = tuple(turn.role for turn in turns)
+        if roles not in self._skeletons:
+            self._skeletons[roles] = self._make_skeleton(turns)
+        return self._skeletons[roles]
+
+    def _make_skeleton(self, turns: Sequence[Turn]) -> _Skeleton | None:
+        marked = [Turn(turn.role, _mark(number)) for number, turn in enumerate(turns)]
+        parts = _MARK.split(self.render(marked))
+        literals, order = tuple(parts[::2]), tuple(int(number) for number in parts[1::2])
+        assistants = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+        if any(order.count(number) != 1 for number in assistants):
+            return None
+        given = {number: self._given(marked, literals, order, number) for number in assistants}
+        return _Skeleton(literals, order, given)
+
+    def _given(self, marked: Sequence[Turn], literals: Sequence[str], order: Sequence[int], number: int) -> str:
+        """Return how much of the text between the turn before and this one the generation prompt gives."""
+        place = order.index(number)
+        asked = _MARK.split(self.render(marked[:number], ask=True))
+        same_place = place > 0 and len(asked) > 1 and int(asked[-2]) == order[place - 1]
+        return literals[place][: _common(literals[place], asked[-1])] if same_place else literals[place]
+
+    def _stop_token(self) -> str:
+        """Return the token with which the template ends what the assistant says."""
+        skeleton = self._skeleton([Turn("user", ""), Turn("assistant", "")])
+        found = self._ends.match(skeleton.literals[-1]) if skeleton else None
+        if not found:
+            raise TrainerError(
+                ExitCode.MODEL_INVALID,
+                "The model's chat template ends the assistant's turns without a token to stop at, so a model trained "
+                "with it would never stop: add the end-of-turn token to the template (chat_template).",
+            )
+        return found.group(1)
+
+    def _length_of_end(self, literal: str) -> int:
+        """Return the length of the stop token at the beginning of the text after a turn, blanks before it included."""
+        found = self._ends.match(literal)
+        if not found or found.group(1) != self.stop:
+            raise TrainerError(
+                ExitCode.MODEL_INVALID,
+                f"The model's chat template does not end every assistant turn with {self.stop}: set "
+                "hyperparameters.loss to completion, or correct the template.",
+            )
+        return found.end()
+
+
+def _mark(number: int) -> str:
+    return f"Qz{number:04d}zQ"
+
+
+def _common(one: str, other: str) -> int:
+    """Return how many characters two texts have in common from the start."""
+    shorter = min(len(one), len(other))
+    return next((at for at in range(shorter) if one[at] != other[at]), shorter)
+
+
+def _end_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Match any added token of the vocabulary; those of blanks alone (Gemma has such) end nothing."""
+    names = {str(token) for token in tokenizer.added_tokens_decoder.values()} | {tokenizer.eos_token or ""}
+    longest_first = sorted((name for name in names if name.strip()), key=len, reverse=True)
+    return re.compile(rf"\s*({'|'.join(map(re.escape, longest_first))})" if longest_first else r"(?!)()")

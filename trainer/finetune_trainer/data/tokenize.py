@@ -1,0 +1,145 @@
+"""Examples to token ids and labels.
+
+Labels are made here, so a padding token never decides what is trained on: the collator pads them with -100. A token is
+trained on if it shares a character with what the model has to generate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_contract.exit_codes import ExitCode
+from finetune_contract.spec import DatasetFormat, LossOn
+from finetune_trainer.data.examples import Conversation, Example, PromptCompletion
+from finetune_trainer.data.problems import BadExampleError, Problems
+from finetune_trainer.data.template import ChatTemplate, Rendered, Span
+from finetune_trainer.errors import TrainerError
+
+IGNORED = -100
+CHAT = frozenset({DatasetFormat.MESSAGES, DatasetFormat.INSTRUCTION})
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One example, uncut."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class Encoder:
+    """Turns examples of one format into ids and labels, a batch at a time on all cores."""
+
+    def __init__(self, tokenizer: Any, *, shape: DatasetFormat, loss: LossOn) -> None:
+        if not tokenizer.is_fast:
+            raise TrainerError(ExitCode.MODEL_INVALID, "The model folder has no tokenizer.json: save a fast tokenizer.")
+        self._loss = loss
+        self._template = ChatTemplate(tokenizer) if shape in CHAT else None
+        self._backend = tokenizer.backend_tokenizer
+        # A tokenizer.json may ask for both; here they would cut and pad silently.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._eos = self._end_of_text(tokenizer)
+
+    @property
+    def stop_id(self) -> int:
+        """The token that ends what the model generates."""
+        return self._eos
+
+    def encode(self, batch: Sequence[tuple[str, Example]]) -> list[Encoded]:
+        """Encode examples, each given with its file and line. Raises DATASET_INVALID if the template refuses some."""
+        if self._template:
+            return self._conversations(batch, self._template)
+        return self._plain([example for _, example in batch])
+
+    def _conversations(self, batch: Sequence[tuple[str, Example]], template: ChatTemplate) -> list[Encoded]:
+        problems, rendered = Problems(), []
+        for where, example in batch:
+            assert isinstance(example, Conversation)  # noqa: S101 - the survey has seen to it
+            try:
+                rendered.append(template.spans(example.turns))
+            except BadExampleError as bad:
+                problems.add(where, str(bad))
+        problems.raise_if_any()
+        # The template writes the special tokens itself: a second BOS would be wrong.
+        encodings = self._backend.encode_batch([one.text for one in rendered], add_special_tokens=False)
+        return [self._labelled(encoding, one) for encoding, one in zip(encodings, rendered, strict=True)]
+
+    def _labelled(self, encoding: Any, rendered: Rendered) -> Encoded:
+        ids: list[int] = encoding.ids
+        if self._loss is LossOn.ALL:
+            return Encoded(ids, list(ids))
+        labels = [IGNORED] * len(ids)
+        for span in rendered.spans[-1:] if self._loss is LossOn.COMPLETION else rendered.spans:
+            first, last = _tokens_of(encoding, span)
+            if ids[last] != self._eos:
+                raise TrainerError(
+                    ExitCode.MODEL_INVALID,
+                    "The tokenizer splits the end-of-turn token that its chat template writes, so the model would not "
+                    "learn to stop: the token must be an added token of tokenizer.json.",
+                )
+            labels[first : last + 1] = ids[first : last + 1]
+        return Encoded(ids, labels)
+
+    def _plain(self, batch: Sequence[Example]) -> list[Encoded]:
+        """Text and prompt with completion, as TRL does it: joined, BOS as the tokenizer adds it, EOS at the end."""
+        texts = [_joined(example) for example in batch]
+        encodings = self._backend.encode_batch(texts, add_special_tokens=True)
+        return [self._continued(encoding, example) for encoding, example in zip(encodings, batch, strict=True)]
+
+    def _continued(self, encoding: Any, example: Example) -> Encoded:
+        ids: list[int] = encoding.ids
+        if ids[-1:] != [self._eos]:
+            ids = [*ids, self._eos]
+        labels = list(ids)
+        if isinstance(example, PromptCompletion) and self._loss is not LossOn.ALL:
+            whole = _joined(example)
+            first, _ = _tokens_of(encoding, Span(len(example.prompt), len(whole)))
+            labels[:first] = [IGNORED] * first
+        return Encoded(ids, labels)
+
+    def _end_of_text(self, tokenizer: Any) -> int:
+        token = self._template.stop if self._template else tokenizer.eos_token
+        number = tokenizer.convert_tokens_to_ids(token) if token else None
+        if number is None:
+            raise TrainerError(
+                ExitCode.MODEL_INVALID,
+                "The tokenizer has no end-of-text token, so a model trained with it would never stop: set eos_token in "
+                "tokenizer_config.json.",
+            )
+        return int(number)
+
+
+def _joined(example: Example) -> str:
+    if isinstance(example, PromptCompletion):
+        return example.prompt + example.completion
+    assert not isinstance(example, Conversation)  # noqa: S101 - those go through the template
+    return example.text
+
+
+def _tokens_of(encoding: Any, span: Span) -> tuple[int, int]:
+    """Return the first and the last token that share a character with the span.
+
+    Characters that a tokenizer drops (blanks, for some) belong to no token: the next one inside counts.
+    """
+    first = next((t for at in range(span.start, span.end) if (t := encoding.char_to_token(at)) is not None), None)
+    last = next(
+        (t for at in range(span.end - 1, span.start - 1, -1) if (t := encoding.char_to_token(at)) is not None), None
+    )
+    if first is None or last is None:
+        raise TrainerError(ExitCode.MODEL_INVALID, "The tokenizer gives no tokens for what the model has to generate.")
+    return first, last
+
+
+def padding_token(tokenizer: Any) -> int:
+    """Return the id to pad with: the tokenizer's own, else its end-of-text token.
+
+    Equal to a token that is trained on, it would be dangerous where labels are made from ids (the classic model that
+    never stops); here labels come from the shards and padding gets -100, so any id in the vocabulary is safe.
+    """
+    for number in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if number is not None:
+            return int(number)
+    return 0

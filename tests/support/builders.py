@@ -1,4 +1,4 @@
-"""Builders of the values that decisions are made from: each gives the ordinary case, arguments make it the special one."""
+"""Builders of the values that decisions are made from: the ordinary case, which arguments make a special one."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ def ended_pod(child: ChildJob, *, exit_code: int, message: str = "", reason: str
 def failed_child(stage: Stage, exit_code: int | None, *, attempt: int = 1) -> ChildJob:
     """Return a failed batch Job whose condition names the exit code, as podFailurePolicy has it."""
     child = make_child(stage, "failed", attempt=attempt)
-    said = f"Container {stage} for pod team/{child.name}-0-abcde failed with exit code {exit_code} matching FailJob rule at index 1"
+    pod = f"team/{child.name}-0-abcde"
+    said = f"Container {stage} for pod {pod} failed with exit code {exit_code} matching FailJob rule at index 1"
     return make_child(
         stage,
         "failed",

@@ -57,7 +57,7 @@ async def test_a_waiting_worker_takes_what_is_added_meanwhile() -> None:
 async def test_backoff_doubles_up_to_its_bound_and_is_forgotten_with_success() -> None:
     queue = WorkQueue()
     delays = [queue.retry(A) for _ in range(12)]
-    assert all(later > 1.3 * sooner for sooner, later in itertools.pairwise(delays))
+    assert all(later > 1.3 * sooner for sooner, later in itertools.pairwise(delays[:8]))
     assert max(delays) <= MAX_BACKOFF * 1.2
     queue.succeeded(A)
     assert queue.retry(A) <= 1.2

@@ -150,7 +150,7 @@ async def test_an_object_that_cannot_be_read_is_left_out_and_the_rest_goes_on(op
 
 
 async def _only(gateway: FakeGateway) -> dict[str, Any]:
-    return next(body async for body in gateway.list("FineTuneJob"))
+    return await anext(gateway.list("FineTuneJob"))
 
 
 async def _die(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""The operator as a local process, under its own ServiceAccount and the shipped RBAC: what the demo and tests run.
+
+    with LocalCluster(run_dir) as cluster, LocalOperator(cluster) as operator:
+        cluster.kubectl("apply", "-f", "examples/quickstart.yaml")
+
+Its manifests are the shipped ones; the Deployment among them stays without pods, scaled to zero, since the operator
+runs here. `kill` ends it as a crash would, `start` brings it back.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Self
+
+from dev.cluster.local import LocalCluster
+from dev.cluster.parts import Part, plain_environment
+from dev.cluster.ports import free_ports
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMESPACE, ACCOUNT = "finetune-system", "finetune-operator"
+TRAINER_IMAGE = "finetune-trainer:dev"
+_READY_SECONDS = 60.0
+
+
+class LocalOperator:
+    """The operator's process beside a local cluster, with the shipped manifests installed."""
+
+    def __init__(self, cluster: LocalCluster, **settings: str) -> None:
+        """Take a cluster, and FINETUNE_ settings by their lower-case names: `progress_seconds="0"`."""
+        self._cluster = cluster
+        self._settings = {f"FINETUNE_{name.upper()}": value for name, value in settings.items()}
+        self._status_port, self._liveness_port = free_ports(2)
+        self._part: Part | None = None
+        self.log = cluster.run_dir / "operator.log"
+
+    @property
+    def pid(self) -> int:
+        """The operator's process id."""
+        return self._running.pid
+
+    @property
+    def status_url(self) -> str:
+        """Where pods post their progress."""
+        return f"https://{self._cluster.reachable_host}:{self._status_port}"
+
+    def install(self) -> None:
+        """Apply the shipped manifests and keep the Deployment from starting a second operator."""
+        kubectl = self._cluster.kubectl
+        kubectl("apply", "--server-side", "-k", str(ROOT / "manifests"))
+        kubectl("scale", "-n", NAMESPACE, "deployment", ACCOUNT, "--replicas=0")
+        kubectl("wait", "--for=condition=Established", "crd", "finetunejobs.finetuning.dev", "--timeout=30s")
+        kubectl("wait", "--for=condition=Established", "crd", "finetuneprofiles.finetuning.dev", "--timeout=30s")
+
+    def start(self) -> None:
+        """Start the process and wait until its loop works."""
+        config = self._cluster.kubeconfig_for_service_account(NAMESPACE, ACCOUNT)
+        command = [sys.executable, "-m", "finetune_operator"]
+        self._part = Part("operator", command, log=self.log, env=self._environment(config))
+        self._part.start()
+        self._part.wait_ready(self._is_ready, timeout=_READY_SECONDS)
+
+    def stop(self) -> None:
+        """End it as the kubelet would: SIGTERM."""
+        if self._part:
+            self._part.stop(patience=10)
+            self._part = None
+
+    def kill(self) -> None:
+        """End it as a crash would: SIGKILL."""
+        os.kill(self.pid, signal.SIGKILL)
+        self._running.stop()
+        self._part = None
+
+    def __enter__(self) -> Self:
+        self.install()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def _running(self) -> Part:
+        if self._part is None:
+            raise RuntimeError("the operator does not run")
+        return self._part
+
+    def _environment(self, kubeconfig: Path) -> dict[str, str]:
+        return plain_environment(
+            KUBECONFIG=str(kubeconfig),
+            POD_NAMESPACE=NAMESPACE,
+            **{
+                "FINETUNE_STATUS_BIND": f"0.0.0.0:{self._status_port}",
+                "FINETUNE_STATUS_URL": self.status_url,
+                "FINETUNE_LIVENESS_URL": f"http://127.0.0.1:{self._liveness_port}/healthz",
+                "FINETUNE_TRAINER_IMAGE": TRAINER_IMAGE,
+                "FINETUNE_LOG_FORMAT": "text",
+                **self._settings,
+            },
+        )
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._liveness_port}/healthz", timeout=2):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False

@@ -7,6 +7,7 @@ import pytest
 
 from dev.cluster.local import KubectlError, LocalCluster
 from tests.support.manifests import CHART, KUSTOMIZE, NAMESPACE, RELEASE, run_helm
+from tests.support.running import running_operator
 
 SAMPLES = KUSTOMIZE / "samples"
 ACCOUNT = f"--as=system:serviceaccount:{NAMESPACE}:finetune-operator"
@@ -119,7 +120,20 @@ def can_i(cluster, question):
         return "no"
 
 
-def test_namespaced_mode_sees_its_namespace_only(new_cluster):
+def test_the_operator_works_with_these_rights(cluster):
+    with running_operator(cluster) as log:
+        cluster.kubectl("apply", "--server-side", "-k", str(SAMPLES))
+        wait_until_prepare_is_created(cluster, "default")
+    assert "forbidden" not in log.read_text().lower()
+
+
+def wait_until_prepare_is_created(cluster, namespace):
+    cluster.kubectl("wait", "--for=jsonpath={.status.phase}", "ftj/support-bot", "-n", namespace, "--timeout=30s")
+    jobs = cluster.kubectl("get", "jobs", "-n", namespace, "-l", "finetuning.dev/job=support-bot", "-o", "name")
+    assert jobs.startswith("job.batch/support-bot-"), cluster.kubectl("get", "ftj", "-A", "-o", "yaml")
+
+
+def test_namespaced_mode_works_in_its_namespace_only(new_cluster):
     cluster = new_cluster("namespaced")
     cluster.kubectl("create", "namespace", "team-a")
     by_helm(cluster, "watchNamespace=team-a")
@@ -130,6 +144,13 @@ def test_namespaced_mode_sees_its_namespace_only(new_cluster):
     assert can_i(cluster, "create tokenreviews.authentication.k8s.io") == "yes"
     assert can_i(cluster, "list finetunejobs -A") == "no"
     assert can_i(cluster, "create jobs.batch -n team-b") == "no"
+    with running_operator(cluster, FINETUNE_WATCH_NAMESPACE="team-a") as log:
+        for namespace in ("team-a", "default"):
+            sample = (SAMPLES / "finetunejob.yaml").read_text().replace("namespace: default", f"namespace: {namespace}")
+            cluster.kubectl("apply", "-f", "-", input=sample)
+        wait_until_prepare_is_created(cluster, "team-a")
+    assert cluster.kubectl("get", "ftj", "support-bot", "-n", "default", "-o", "jsonpath={.status}") == ""
+    assert "forbidden" not in log.read_text().lower()
 
 
 def test_uninstalling_the_chart_keeps_the_jobs(new_cluster):

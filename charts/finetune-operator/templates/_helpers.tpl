@@ -69,4 +69,10 @@ finetune-operator
 - apiGroups: [apiextensions.k8s.io]
   resources: [customresourcedefinitions]
   verbs: [get, list, watch]
+{{- if .Values.watchNamespace }}
+# kopf looks the one namespace up among all of them before it watches it.
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [list, watch]
+{{- end }}
 {{- end }}

@@ -189,6 +189,10 @@ async def test_size_comes_before_everything(run: Served) -> None:
     assert (await run.post(b" " * (MAX_BODY_BYTES + 1), token=None, name="other"))[0] == 413
 
 
+async def test_a_body_that_says_it_is_too_large_is_not_waited_for(run: Served) -> None:
+    assert b" 413 " in await raw(run, head(run, f"Content-Length: {MAX_BODY_BYTES + 1}"))
+
+
 @pytest.mark.parametrize(("method", "code"), [("GET", 405), ("PUT", 405), ("DELETE", 405)])
 async def test_other_methods_are_refused_with_a_status(run: Served, method: str, code: int) -> None:
     async with run.session.request(method, run.url()) as response:

@@ -99,7 +99,7 @@ def _begin(draft: Draft, effective: Effective, now: datetime) -> None:
         config_hash=effective.config_hash, image=effective.image, gpus=effective.gpus, profile=snapshot
     )
     draft.set(run=1, attempt=1, start_time=format_time(now), resolved=resolved)
-    draft.condition(T.PREPARED, False, Reason.POD_PENDING, "the prepare pod is being created")
+    draft.condition(T.PREPARED, False, Reason.POD_PENDING, "the pod is being created")
 
 
 def _advance(view: View, draft: Draft, effective: Effective, *, now: datetime, settings: PolicySettings) -> _Step:
@@ -157,7 +157,7 @@ def _complete(view: View, draft: Draft, effective: Effective, *, now: datetime) 
         return _failed(draft, effective, Failed(FailureClass.DISRUPTED, Reason.RESULT_LOST, lost), now=now)
     if stage == "prepare":
         results.prepared(draft, said)
-        draft.condition(T.RUNNING, False, Reason.POD_PENDING, "the training pod is being created")
+        draft.condition(T.RUNNING, False, Reason.POD_PENDING, "the pod is being created")
         return _missing(replace(view, pods=()), draft, effective, now=now)
     results.succeeded(draft, effective, said, now)
     return _Step()

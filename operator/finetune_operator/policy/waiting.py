@@ -22,7 +22,10 @@ def why_waiting(pods: tuple[PodView, ...]) -> tuple[Reason, str]:
             told = _held_up(pod, container)
             if told:
                 return told
-    return (Reason.STARTING, "the containers start") if pods else (Reason.POD_PENDING, "the pod is being created")
+    # Before a node has taken the pod there is nothing to say yet: a status write for each of its first moments
+    # would cost a burst of jobs a third of its speed.
+    taken = any(pod.containers for pod in pods)
+    return (Reason.STARTING, "the containers start") if taken else (Reason.POD_PENDING, "the pod is being created")
 
 
 def _held_up(pod: PodView, container: ContainerView) -> tuple[Reason, str] | None:

@@ -10,7 +10,7 @@ folder: a lock file sees to that.
 
 import fcntl
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +19,12 @@ from typing import IO, Literal, Self
 from dev.cluster import build
 from dev.cluster.access import Api, Credentials
 from dev.cluster.controlplane import ControlPlane
+from dev.cluster.node.addresses import HOST
+from dev.cluster.node.images import Image
+from dev.cluster.nodes import NodeControl, Nodes, NodeShape
 from dev.cluster.parts import Part, StartError, plain_environment
 from dev.cluster.s3 import S3Server
 
-HOST_ADDRESS = "198.18.0.1"
 Backend = Literal["process", "none"]
 
 
@@ -41,13 +43,17 @@ class LocalCluster:
         gpus: int = 0,
         backend: Backend = "process",
         with_s3: bool = True,
+        labels: Mapping[str, str] | None = None,
+        images: Mapping[str, Image] | None = None,
+        allowed_images: Sequence[str] = ("*",),
     ) -> None:
         self.run_dir = Path(run_dir).absolute()
         self.node_names = [f"node-{number}" for number in range(nodes)] if backend == "process" else []
-        self.gpus = gpus
+        self.shape = NodeShape(gpus, labels or {}, images or {}, allowed_images)
         self.s3 = S3Server(self.run_dir)
         self.kubeconfig = self.run_dir / "kubeconfig"
         self.control_plane: ControlPlane | None = None
+        self.nodes: Nodes | None = None
         self._with_s3 = with_s3
         self._lock: IO[str] | None = None
 
@@ -63,6 +69,8 @@ class LocalCluster:
 
     def stop(self) -> None:
         """End everything; the folder stays, with its logs."""
+        if self.nodes is not None:
+            self.nodes.stop()
         if self.control_plane is not None:
             self.control_plane.stop()
         self.s3.stop()
@@ -83,13 +91,20 @@ class LocalCluster:
     @property
     def reachable_host(self) -> str:
         """An address that EndpointSlices take and under which pods reach servers of this host."""
-        return HOST_ADDRESS
+        return HOST
 
     @property
     def parts(self) -> Sequence[Part]:
         """All processes that should run."""
         control_plane = self.control_plane.parts if self.control_plane else []
-        return [*control_plane, *self.s3.parts]
+        node = [self.nodes.part] if self.nodes and self.nodes.part else []
+        return [*control_plane, *node, *self.s3.parts]
+
+    def node(self, name: str) -> NodeControl:
+        """Return the handle by which a node can be made to fail."""
+        if self.nodes is None or name not in self.node_names:
+            raise StartError(f"there is no node {name}")
+        return NodeControl(name, self.nodes)
 
     def kubectl(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002
         """Run kubectl as the administrator and return what it printed."""
@@ -145,6 +160,9 @@ class LocalCluster:
             try:
                 self.control_plane.start()
                 self._admin.write_kubeconfig(self.kubeconfig, user="admin")
+                if self.node_names:
+                    self.nodes = Nodes(self.run_dir, control_plane=self.control_plane, shape=self.shape)
+                    self.nodes.start()
             except BaseException:
                 self.s3.stop()  # so that the other thread need not wait until it is ready
                 raise

@@ -1,0 +1,80 @@
+"""`python -m dev.cluster.node CONFIG`: serve all nodes of one cluster until told to end."""
+
+import asyncio
+import logging
+import ssl
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from dev.cluster.node.addresses import LOOPBACK, Addresses
+from dev.cluster.node.agent import Agent
+from dev.cluster.node.client import Client
+from dev.cluster.node.config import Config
+from dev.cluster.node.context import Machine
+from dev.cluster.node.faults import Faults
+from dev.cluster.node.hosts import Hosts
+from dev.cluster.node.images import Images
+from dev.cluster.node.server import Server
+from dev.cluster.node.worker import Host
+
+ROOT = Path(__file__).parents[3]
+
+
+async def serve(config: Config) -> None:
+    """Run all nodes."""
+    tls = ssl.create_default_context(cafile=config.ca_file)
+    connector = aiohttp.TCPConnector(ssl=tls, limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        hosts = Hosts(Client(session, server=config.server, token=config.proxy_token))
+        agents = _agents(session, config, hosts=hosts)
+        await Server(agents, config).start()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(hosts.run())
+            for agent in agents:
+                group.create_task(agent.run())
+
+
+def _agents(session: aiohttp.ClientSession, config: Config, *, hosts: Hosts) -> list[Agent]:
+    machine, addresses = _machine(config), Addresses()
+    return [
+        Agent(
+            Host(
+                name=name,
+                client=Client(session, server=config.server, token=token),
+                machine=machine,
+                faults=Faults(),
+                hosts=hosts,
+                addresses=addresses,
+                folder=Path(config.run_dir) / "pods",
+            ),
+            config,
+        )
+        for name, token in config.tokens.items()
+    ]
+
+
+def _machine(config: Config) -> Machine:
+    port = str(urlsplit(config.server).port)
+    return Machine(
+        images=Images(config.images, allowed=config.allowed_images),
+        keep=[sys.prefix, sys.base_prefix, str(ROOT)],
+        hide=[config.run_dir],
+        service_environment={
+            "KUBERNETES_SERVICE_HOST": LOOPBACK,
+            "KUBERNETES_SERVICE_PORT": port,
+            "KUBERNETES_SERVICE_PORT_HTTPS": port,
+        },
+    )
+
+
+def main() -> None:
+    """Serve until killed; the pods die with us, for the whole cluster is going."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    asyncio.run(serve(Config.read(Path(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()

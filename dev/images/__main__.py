@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dev.images.base import debian_base
 from dev.images.engine import Engine, ImageError, find_engine, scratch
+from dev.images.on_cluster import check_operator
 from dev.images.registry import secret_flags
 
 ROOT = Path(__file__).parents[2]
@@ -19,16 +20,14 @@ TARGETS = ("operator", "trainer")
 
 # As the manifests run them: not root, nothing writable but /tmp, no capabilities, no way to get any.
 _HARDENED = (
-    "--rm",
     "--user=10001:10001",
     "--read-only",
     "--tmpfs=/tmp:rw,size=64m",
     "--cap-drop=ALL",
     "--security-opt=no-new-privileges",
-    "--network=none",
 )
 _CHECKS = {
-    "operator": (("finetune", "--help"), ("python", "-m", "finetune_operator", "--help")),
+    "operator": (("finetune", "--help"), ("python", "-m", "finetune_operator", "--version")),
     "trainer": (
         ("python", "-m", "finetune_trainer", "--help"),
         ("python", "-c", "import torch, transformers, trl, peft, bitsandbytes; print(torch.__version__)"),
@@ -76,7 +75,10 @@ def check(engine: Engine, targets: list[str]) -> None:
     for target in targets:
         for command in _CHECKS[target]:
             print(f"{image_name(target)}: {' '.join(command)}", flush=True)
-            engine.run("run", *_HARDENED, "--entrypoint=", image_name(target), *command)
+            engine.run("run", "--rm", "--network=none", *_HARDENED, "--entrypoint=", image_name(target), *command)
+    if "operator" in targets:
+        with scratch(RUN_DIR) as folder:
+            check_operator(engine, image_name("operator"), _HARDENED, Path(folder))
 
 
 def main() -> int:

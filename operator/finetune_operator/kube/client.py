@@ -32,7 +32,8 @@ class KubeClient:
         """Connect with $KUBECONFIG where it is set, else as the pod's ServiceAccount."""
         configuration = client.Configuration()
         if "KUBECONFIG" in os.environ:
-            await config.load_kube_config(client_configuration=configuration)
+            # The file is named here: by itself the library reads $KUBECONFIG once, when it is imported.
+            await config.load_kube_config(config_file=os.environ["KUBECONFIG"], client_configuration=configuration)
         else:
             config.load_incluster_config(client_configuration=configuration)
         return cls(client.ApiClient(configuration))

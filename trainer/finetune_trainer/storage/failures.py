@@ -122,6 +122,8 @@ def _from_system(error: OSError, uri: str, *, use: Use) -> Exception:
         return disk_full(uri)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return NotFoundError(uri)
+    if isinstance(error, FileExistsError):
+        return AlreadyExistsError(uri)
     if error.errno in _REFUSED:
         hint = "check the owner of the files, or set podTemplate.securityContext.fsGroup"
         return TrainerError(ExitCode.STORAGE_ACCESS_DENIED, f"{field_of(use)}.uri {uri}: {error.strerror}; {hint}.")

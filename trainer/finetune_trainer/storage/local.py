@@ -18,7 +18,7 @@ from typing import IO, Any
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.run_config import Use
 from finetune_trainer.environment import claims_folder
-from finetune_trainer.errors import AlreadyExistsError, NotFoundError, TrainerError
+from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.storage import StoredObject, field_of
 from finetune_trainer.storage.digest import PIECE
 from finetune_trainer.storage.failures import file_failures
@@ -43,11 +43,8 @@ class FolderStore:
     def write(self, uri: str, data: bytes, *, only_if_absent: bool = False) -> None:
         """Write an object; with only_if_absent, raises AlreadyExistsError if there is one."""
         put = _link_new if only_if_absent else os.replace
-        try:
-            with file_failures(uri, use=self._use), _atomically(self._target(uri), put) as file:
-                file.write(data)
-        except FileExistsError as error:
-            raise AlreadyExistsError(uri) from error
+        with file_failures(uri, use=self._use), _atomically(self._target(uri), put) as file:
+            file.write(data)
 
     def list(self, uri: str) -> list[StoredObject]:
         """Return the object at the URI or those below it as a folder, sorted by path."""

@@ -1,0 +1,167 @@
+"""A fake of the Hugging Face hub: a local HTTP server that speaks the part of its API that a download uses.
+
+A fake, since the real hub is not reachable from tests: revisions, file lists with hashes, `resolve` with ETag, commit
+and Range, gated repositories and outages, as huggingface_hub 2.4's client expects them. Storage of large files by Xet
+is left out: the client falls back to plain HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_test_token_of_the_fake_hub"
+LARGE = 100_000
+"""Files from this size on are in large file storage: their hash is sha256."""
+
+
+@dataclass
+class FakeHub:
+    """One model repository, and how the hub behaves."""
+
+    name: str
+    folder: Path
+    commit: str = "c0ffee" * 6 + "c0ff"
+    branch: str = "main"
+    gated: bool = False
+    down: bool = False
+    break_after: int | None = None
+    """Bytes of the first large file after which the connection breaks, once."""
+    damage: bool = False
+    """Large files arrive with a wrong byte."""
+    endpoint: str = ""
+    ranges: list[str] = field(default_factory=list)
+    """Range headers of requests, in order."""
+    downloads: list[str] = field(default_factory=list)
+    """Files that were asked for, in order."""
+
+    def files(self) -> list[dict[str, object]]:
+        return [self._entry(path) for path in sorted(self.folder.iterdir()) if path.is_file()]
+
+    def _entry(self, path: Path) -> dict[str, object]:
+        content = path.read_bytes()
+        entry: dict[str, object] = {"rfilename": path.name, "size": len(content), "blobId": git_sha1(content)}
+        if len(content) >= LARGE:
+            entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        return entry
+
+
+@contextmanager
+def running(hub: FakeHub) -> Iterator[FakeHub]:
+    """Serve the hub on loopback."""
+
+    class Handler(_Handler):
+        served = hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    served: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        pass
+
+    def _answer(self, *, body: bool) -> None:
+        path = unquote(urlsplit(self.path).path).strip("/")
+        hub = self.served
+        if hub.down:
+            self._refuse(503, "", "the hub is down")
+        elif path.startswith(f"api/models/{hub.name}/revision/"):
+            self._model(path.rpartition("/")[2])
+        elif path.startswith(f"{hub.name}/resolve/"):
+            self._file(path.rpartition("/")[2], body=body)
+        else:
+            self._refuse(404 if self._has_token() else 401, "RepoNotFound", "Repository not found")
+
+    def _model(self, revision: str) -> None:
+        hub = self.served
+        if revision not in (hub.branch, hub.commit):
+            self._refuse(404, "RevisionNotFound", "Invalid rev id")
+            return
+        gated = "manual" if hub.gated else False
+        info = {"id": hub.name, "sha": hub.commit, "private": False, "gated": gated, "siblings": hub.files()}
+        self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, name: str, *, body: bool) -> None:
+        hub = self.served
+        if hub.gated and not self._has_token():
+            self._refuse(401, "GatedRepo", "Access to this model is restricted")
+            return
+        content = (hub.folder / name).read_bytes()
+        large = len(content) >= LARGE
+        etag = hashlib.sha256(content).hexdigest() if large else git_sha1(content)
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": hub.commit, "Accept-Ranges": "bytes"}
+        if large:
+            headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(content))}
+        if not body:
+            self._head(200, headers | {"Content-Length": str(len(content))})
+            return
+        hub.downloads.append(name)
+        if large and hub.damage:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        self._send_range(content, headers, large=large)
+
+    def _send_range(self, content: bytes, headers: dict[str, str], *, large: bool) -> None:
+        wanted = self.headers.get("Range", "")
+        if not wanted:
+            self._send(200, content, headers, breakable=large)
+            return
+        self.served.ranges.append(wanted)
+        start, _, last = wanted.removeprefix("bytes=").partition("-")
+        end = int(last) + 1 if last else len(content)
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+        self._send(206, content[int(start) : end], headers, breakable=large)
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str], *, breakable: bool = False) -> None:
+        self._head(status, headers | {"Content-Length": str(len(content))})
+        cut = self.served.break_after
+        if breakable and cut is not None:
+            self.served.break_after = None
+            self.wfile.write(content[:cut])
+            self.wfile.flush()
+            self.close_connection = True
+            self.connection.close()
+            return
+        self.wfile.write(content)
+
+    def _refuse(self, status: int, code: str, text: str) -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": text} if code else {}
+        self._send(status, json.dumps({"error": text}).encode(), headers | {"Content-Type": "application/json"})
+
+    def _head(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _has_token(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+
+def git_sha1(content: bytes) -> str:
+    """Return git's own hash of a file."""
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()

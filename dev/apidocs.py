@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from dev.reasondocs import reason_reference
+
 Schema = dict[str, Any]
 
 _SCOPES = {"Namespaced": "namespaced", "Cluster": "cluster-scoped"}
@@ -20,7 +22,8 @@ What the API server checks, field by field; `kubectl explain ftj.spec --recursiv
 
 def api_reference(crds: list[Schema]) -> str:
     """Return the reference of all kinds as Markdown."""
-    return "\n".join([_HEADER, *(line for crd in crds for line in _kind(crd))])
+    kinds = (line for crd in crds for line in _kind(crd))
+    return "\n".join([_HEADER, *kinds, *reason_reference()])
 
 
 def _kind(crd: Schema) -> Iterator[str]:

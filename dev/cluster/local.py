@@ -84,6 +84,11 @@ class LocalCluster:
         return self._admin.server
 
     @property
+    def api(self) -> Api:
+        """A plain client with all rights."""
+        return Api(self._admin)
+
+    @property
     def ca_file(self) -> Path:
         """The certificate that vouches for the API server."""
         return self._admin.ca_file
@@ -123,7 +128,7 @@ class LocalCluster:
             "kind": "TokenRequest",
             "spec": {"expirationSeconds": hours * 3600},
         }
-        answer = Api(self._admin).post(path, request)
+        answer = self.api.post(path, request)
         credentials = Credentials(self.server, self.ca_file, answer["status"]["token"])
         target = self.run_dir / "kubeconfigs" / f"{namespace}.{name}"
         return credentials.write_kubeconfig(target, user=name, namespace=namespace)

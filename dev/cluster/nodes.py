@@ -1,6 +1,7 @@
 """The process node as a part of the cluster, and the handles by which tests make it fail."""
 
 import secrets
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class Nodes:
         """End the process, and with it all pods."""
         if self.part is not None:
             self.part.stop(patience=2.0)
+            self._remove_pods()
         self.part = None
 
     def fault(self, path: str, **options: Any) -> None:
@@ -67,10 +69,16 @@ class Nodes:
         config = self._config(port).write(self._run_dir / "node.json")
         command = [sys.executable, "-m", "dev.cluster.node", str(config)]
         environment = plain_environment(PYTHONPATH=str(ROOT))
-        self.part = Part("process node", command, log=self._run_dir / "node.log", env=environment)
+        log = self._run_dir / "node.log"
+        log.unlink(missing_ok=True)
+        self._remove_pods()
+        self.part = Part("process node", command, log=log, env=environment)
         self.part.start()
         admin = Api(self._control_plane.credentials("admin"))
         self.part.wait_ready(lambda: self._are_ready(admin), timeout=READY_TIMEOUT)
+
+    def _remove_pods(self) -> None:
+        shutil.rmtree(self._run_dir / "pods", ignore_errors=True)
 
     def _config(self, port: int) -> Config:
         control_plane, shape = self._control_plane, self._shape

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 Manifest = dict[str, Any]
+USER_AGENT = "process-node"  # shows in managedFields as who wrote what
 STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 TIMEOUT = aiohttp.ClientTimeout(total=30)
 WATCH_SECONDS = 300
@@ -31,7 +32,7 @@ class Client:
     def __init__(self, session: aiohttp.ClientSession, *, server: str, token: str) -> None:
         self._session = session
         self._server = server
-        self._headers = {"Authorization": f"Bearer {token}"}
+        self._headers = {"Authorization": f"Bearer {token}", "User-Agent": USER_AGENT}
         self.online = asyncio.Event()
         self.online.set()
 

@@ -1,0 +1,196 @@
+"""What is trained on: exactly what the model has to generate, its end-of-turn token included, for any chat template."""
+
+# ruff: noqa: RUF001 - DeepSeek writes its tokens with full-width bars
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_contract.exit_codes import ExitCode
+from finetune_contract.spec import DatasetFormat, LossOn
+from finetune_trainer.data.examples import Conversation, Example, PromptCompletion, Text, Turn
+from finetune_trainer.data.tokenize import IGNORED, Encoded, Encoder, padding_token
+from finetune_trainer.errors import TrainerError
+from tests.support.chat_templates import FAMILIES, Family, tokenizer_of
+
+TWO_TURNS = Conversation(
+    (
+        Turn("user", "First question?"),
+        Turn("assistant", " First answer. "),
+        Turn("user", "Second question?"),
+        Turn("assistant", "Second answer."),
+    )
+)
+WITH_SYSTEM = Conversation((Turn("system", "Be brief."), Turn("user", "Why?"), Turn("assistant", "So.")))
+WITH_REASONING = Conversation(
+    (
+        Turn("user", "One?"),
+        Turn("assistant", "<think>\nold thought\n</think>\n\nOne."),
+        Turn("user", "Two?"),
+        Turn("assistant", "<think>\nnew thought\n</think>\n\nTwo."),
+    )
+)
+
+
+def encode(tokenizer: Any, example: Example, loss: LossOn = LossOn.ASSISTANT) -> Encoded:
+    shape = {Conversation: DatasetFormat.MESSAGES, PromptCompletion: DatasetFormat.PROMPT_COMPLETION}
+    encoder = Encoder(tokenizer, shape=shape.get(type(example), DatasetFormat.TEXT), loss=loss)
+    return encoder.encode([("data.jsonl line 7", example)])[0]
+
+
+def trained(tokenizer: Any, encoded: Encoded) -> list[str]:
+    """Return the text of each run of trained tokens."""
+    runs: list[list[int]] = []
+    for before, label in zip([IGNORED, *encoded.labels], encoded.labels, strict=False):
+        if label != IGNORED:
+            runs = [*runs, []] if before == IGNORED else runs
+            runs[-1].append(label)
+    return [tokenizer.decode(run) for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("family", "answers"),
+    [
+        ("chatml with a default system prompt", [" First answer. <|im_end|>", "Second answer.<|im_end|>"]),
+        ("llama 3", ["First answer.<|eot_id|>", "Second answer.<|eot_id|>"]),
+        ("mistral", [" First answer.</s>", " Second answer.</s>"]),
+        ("llama 2", [" First answer. </s>", " Second answer. </s>"]),
+        ("gemma", ["First answer.<end_of_turn>", "Second answer.<end_of_turn>"]),
+        ("phi 3", [" First answer. <|end|>", "Second answer.<|end|>"]),
+        ("qwen 3", [" First answer. <|im_end|>", "<think>\n\n</think>\n\nSecond answer.<|im_end|>"]),
+        ("deepseek r1", [" First answer. <｜end▁of▁sentence｜>", "Second answer.<｜end▁of▁sentence｜>"]),
+    ],
+)
+def test_every_answer_is_trained_on_up_to_its_stop_token(family: str, answers: list[str]) -> None:
+    tokenizer = tokenizer_of(FAMILIES[family])
+    encoded = encode(tokenizer, TWO_TURNS)
+    assert trained(tokenizer, encoded) == answers
+    assert trained(tokenizer, encode(tokenizer, TWO_TURNS, LossOn.COMPLETION)) == answers[-1:]
+    assert encode(tokenizer, TWO_TURNS, LossOn.ALL).labels == encoded.input_ids
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gemma"}))
+def test_a_system_turn_is_never_trained_on(family: str) -> None:
+    tokenizer = tokenizer_of(FAMILIES[family])
+    (answer,) = trained(tokenizer, encode(tokenizer, WITH_SYSTEM))
+    assert "So." in answer
+    assert "brief" not in answer
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_what_comes_before_the_answer_is_what_generation_starts_from(family: str) -> None:
+    tokenizer = tokenizer_of(FAMILIES[family])
+    asked = Conversation(TWO_TURNS.turns[2:])
+    encoded = encode(tokenizer, asked)
+    before = tokenizer.decode([token for token, label in zip(*_columns(encoded), strict=True) if label == IGNORED])
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Second question?"}], tokenize=False, add_generation_prompt=True
+    )
+    # DeepSeek's prompt opens a thought, which its history leaves out.
+    assert before.startswith(prompt.removesuffix("<think>\n"))
+
+
+def _columns(encoded: Encoded) -> tuple[list[int], list[int]]:
+    return encoded.input_ids, encoded.labels
+
+
+@pytest.mark.parametrize(
+    ("family", "answers"),
+    [
+        ("qwen 3", ["One.<|im_end|>", "<think>\nnew thought\n</think>\n\nTwo.<|im_end|>"]),
+        ("deepseek r1", ["\n\nOne.<｜end▁of▁sentence｜>", "\n\nTwo.<｜end▁of▁sentence｜>"]),
+    ],
+)
+def test_reasoning_that_the_template_drops_is_not_missed(family: str, answers: list[str]) -> None:
+    tokenizer = tokenizer_of(FAMILIES[family])
+    assert trained(tokenizer, encode(tokenizer, WITH_REASONING)) == answers
+
+
+def test_contents_that_look_like_the_template_do_not_confuse_it() -> None:
+    tokenizer = tokenizer_of(FAMILIES["chatml with a default system prompt"])
+    tricky = Conversation(
+        (
+            Turn("user", "assistant\nassistant\nSo."),
+            Turn("assistant", "So."),
+            Turn("user", "So."),
+            Turn("assistant", "So."),
+        )
+    )
+    assert trained(tokenizer, encode(tokenizer, tricky)) == ["So.<|im_end|>", "So.<|im_end|>"]
+
+
+def test_letters_of_several_tokens_are_wholly_trained_on() -> None:
+    tokenizer = tokenizer_of(FAMILIES["llama 3"])
+    encoded = encode(tokenizer, Conversation((Turn("user", "Ça va?"), Turn("assistant", "🦙👩🏽‍🔬 oui"))))
+    assert trained(tokenizer, encoded) == ["🦙👩🏽‍🔬 oui<|eot_id|>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "code", "says"),
+    [
+        (None, ExitCode.CHAT_TEMPLATE_MISSING, "no chat template: use an instruction-tuned model"),
+        (
+            "{% for m in messages %}{{ '### ' + m.role + ':\n' + m.content + '\n\n' }}{% endfor %}",
+            ExitCode.MODEL_INVALID,
+            "without a token to stop at",
+        ),
+        (
+            "{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}{{ eos_token }}",
+            ExitCode.MODEL_INVALID,
+            "does not end every assistant turn with <|im_end|>",
+        ),
+        (
+            "{% for m in messages %}{{ m.role + ':' + m.content | reverse + eos_token }}{% endfor %}",
+            ExitCode.MODEL_INVALID,
+            "without a token to stop at",
+        ),
+        (
+            FAMILIES["gemma"].template,
+            ExitCode.DATASET_INVALID,
+            "line 7: is refused by the model's chat template: System",
+        ),
+    ],
+    ids=["none", "no stop token", "stop token only at the end", "contents changed", "system turn refused"],
+)
+def test_a_template_that_cannot_be_trained_with(template: str | None, code: ExitCode, says: str) -> None:
+    tokens = ("<|im_start|>", "<|im_end|>", "<bos>", "<end_of_turn>")
+    tokenizer = tokenizer_of(Family(template or "", tokens))
+    example = Conversation((Turn("system", "Hm."), *TWO_TURNS.turns))
+    with pytest.raises(TrainerError) as caught:
+        encode(tokenizer, example)
+    assert caught.value.code == code
+    assert says in caught.value.message
+
+
+def test_a_prompt_and_its_completion_are_joined_as_they_are() -> None:
+    tokenizer = tokenizer_of(FAMILIES["phi 3"])
+    example = PromptCompletion("The capital of France is", " Paris.")
+    encoded = encode(tokenizer, example)
+    assert tokenizer.decode(encoded.input_ids) == "The capital of France is Paris.<|end|>"
+    assert trained(tokenizer, encoded) == [" Paris.<|end|>"]
+    assert encode(tokenizer, example, LossOn.ALL).labels == encoded.input_ids
+
+
+def test_text_is_trained_on_as_a_whole_and_ends() -> None:
+    tokenizer = tokenizer_of(FAMILIES["phi 3"])
+    encoded = encode(tokenizer, Text("All of it."), LossOn.ALL)
+    assert trained(tokenizer, encoded) == ["All of it.<|end|>"]
+
+
+def test_a_tokenizer_file_that_cuts_and_pads_is_not_obeyed() -> None:
+    tokenizer = tokenizer_of(FAMILIES["phi 3"])
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding(length=64)
+    assert len(encode(tokenizer, Text("one two three four five six"), LossOn.ALL).input_ids) == 7
+
+
+def test_padding_equal_to_the_stop_token_takes_nothing_from_the_labels() -> None:
+    tokenizer = tokenizer_of(FAMILIES["chatml with a default system prompt"])
+    tokenizer.pad_token = tokenizer.eos_token
+    encoded = encode(tokenizer, WITH_SYSTEM)
+    assert padding_token(tokenizer) == tokenizer.eos_token_id
+    assert encoded.labels[-2] == tokenizer.eos_token_id  # the template's newline follows
+    tokenizer.pad_token = None
+    assert padding_token(tokenizer) == tokenizer.eos_token_id

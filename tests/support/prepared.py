@@ -22,7 +22,12 @@ from finetune_contract.run_config import JobIdentity, RunConfig
 from finetune_contract.spec import DatasetFormat, LossOn, Precision, TuningSpec
 from finetune_trainer.environment import Environment
 
-EOS = 2
+PAD, EOS = 0, 1
+WORDS = ("<pad>", "<eos>", "<unk>", "user", "assistant", ":", "plus", *(str(number) for number in range(120)))
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.role }} : {{ message.content }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant :{% endif %}"
+)
 UID = "0f6ff2a4-5c1e-4d9b-9b0e-3f6d2d6a7c11"
 
 
@@ -46,6 +51,35 @@ class Case:
         )
 
 
+def tiny_model(folder: Path) -> Path:
+    """Write a random Llama of two layers and 127 words: a step takes milliseconds."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", chat_template=CHAT_TEMPLATE
+    )
+    shape = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def make_environment(folder: Path, *, work: Path | None = None) -> Environment:
     """Return an environment whose folders lie below one."""
     work = work or folder / "work"
@@ -59,13 +93,13 @@ def make_environment(folder: Path, *, work: Path | None = None) -> Environment:
     )
 
 
-def make_config(*, output: str, model: str, method: str = "LoRA", attempt: int = 1, **spec: Any) -> RunConfig:
+def make_config(*, output_uri: str, model_uri: str, method: str = "LoRA", attempt: int = 1, **spec: Any) -> RunConfig:
     """Return a run configuration; further parts of the spec by name."""
     wanted = {
         "method": method,
-        "model": {"uri": model},
+        "model": {"uri": model_uri},
         "dataset": {"uri": "file:///nowhere/data.jsonl"},
-        "output": {"uri": output},
+        "output": {"uri": output_uri},
         **spec,
     }
     return RunConfig(
@@ -114,7 +148,7 @@ def write_prepared(run: Path, *, tokenizer: Any, resolved: Resolved, train: int 
         dataset=_summary(shards, train=train, validation=validation),
         estimate=Estimate(per_gpu_bytes=1),
         resolved=resolved,
-        pad_token_id=EOS,
+        pad_token_id=PAD,
         shards=shards,
         held_out=f"{paths.PREPARED_DIR}/held-out.jsonl",
         first_example="<user> 1 plus 2 [[3<eos>]] <script>alert(1)</script>",
@@ -132,8 +166,8 @@ def _sum(number: int) -> tuple[str, str]:
 
 
 def _row(tokenizer: Any, question: str, answer: str) -> dict[str, list[int]]:
-    prompt = tokenizer(f"user: {question}\nassistant:", add_special_tokens=False)["input_ids"]
-    reply = [*tokenizer(f" {answer}", add_special_tokens=False)["input_ids"], EOS]
+    prompt = tokenizer(f"user : {question} assistant :", add_special_tokens=False)["input_ids"]
+    reply = [*tokenizer(answer, add_special_tokens=False)["input_ids"], EOS]
     return {"input_ids": prompt + reply, "labels": [-100] * len(prompt) + reply}
 
 

@@ -18,7 +18,6 @@ _LIBRARY_DEFAULTS = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     # Our own poster speaks this protocol; transformers' callback would speak beside it.
     "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
-    "TOKENIZERS_PARALLELISM": "false",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
 

@@ -28,16 +28,6 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model folder. Raises MODEL_INVALID."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise _invalid("tokenizer", error) from error
-
-
 def load_for_training(config: RunConfig, resolved: Resolved, folder: Path) -> Any:
     """Load the base model as the method needs it, adapters attached. Raises MODEL_INVALID, CONFIG_INVALID."""
     spec = config.spec

@@ -31,6 +31,10 @@ class Preemption:
         """Whether the run has been told to stop."""
         return self._requested.is_set()
 
+    def request(self) -> None:
+        """Tell the run to stop."""
+        self._requested.set()
+
     def check(self) -> None:
         """Stop here if told to: a safe point."""
         if self.requested:
@@ -56,7 +60,7 @@ class Preemption:
             signal.signal(number, signal.SIG_IGN)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self._requested.set()
+        self.request()
         # A second Ctrl-C is meant: it ends the process as usual.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if not self._deferred:

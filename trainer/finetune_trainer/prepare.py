@@ -153,7 +153,7 @@ def _done_before(config: RunConfig, store: Store) -> tuple[PrepareResult, str] |
 
 
 def _read_model(config: RunConfig, env: Environment) -> BaseModel:
-    from finetune_trainer.model import load_tokenizer
+    from finetune_trainer.tokenizer import load_tokenizer
 
     with _phase("model") as said:
         fetched = fetch_model(config, env, weights=False)

@@ -20,6 +20,7 @@ from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig, Use
 from finetune_trainer.callbacks import Report, SaveCheckpoints, StopOnNonFinite
 from finetune_trainer.checkpoint import CheckpointUploader, restore_newest
+from finetune_trainer.claim import claim_run
 from finetune_trainer.dataset import Data, fetch_data, read_prepared
 from finetune_trainer.dryrun import fit_micro_batch, largest_divisor
 from finetune_trainer.environment import Environment
@@ -29,11 +30,12 @@ from finetune_trainer.export import Lineage, completed_run, export
 from finetune_trainer.fetch import FetchedModel, fetch_model
 from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop, loop_arguments
-from finetune_trainer.model import load_for_training, load_tokenizer, save_weights, trained_in_float32
+from finetune_trainer.model import load_for_training, save_weights, trained_in_float32
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.progress import Poster, Progress
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.summary import Training, curve
+from finetune_trainer.tokenizer import load_tokenizer
 
 _SAME = 1e-2
 """Two measurements of the same weights may differ by this share, on a GPU and in other batches."""
@@ -58,6 +60,7 @@ def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str]:
     if (done := completed_run(config, store)) is not None:
         log.info("this run is complete already: nothing to do")
         return done
+    claim_run(config, store)
     run = _gather(config, env, store)
     progress = Progress(Poster.from_env())
     try:

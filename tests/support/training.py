@@ -1,0 +1,81 @@
+"""What tests of the train stage share: third-party warnings that cannot be helped, and a run with its loss curves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_contract import paths
+from finetune_contract.outcome import TrainResult
+from finetune_trainer.preemption import PREEMPTION
+from tests.support.prepared import Case, make_config, make_environment, make_resolved, tiny_model, write_prepared
+
+# pytest takes them as marks: `pytestmark = THIRD_PARTY`.
+THIRD_PARTY = [
+    # PEFT and TRL ask by the old name.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run."""
+
+    result: TrainResult
+    run: Path
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """evaluation.json."""
+        content: dict[str, Any] = json.loads((self.run / paths.EVALUATION).read_text())
+        return content
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """Training loss by step."""
+        return {point["step"]: point["value"] for point in self.evaluation["training"]["losses"]}
+
+    @property
+    def held_out_losses(self) -> dict[int, float]:
+        """Held-out loss by step."""
+        return {point["step"]: point["value"] for point in self.evaluation["training"]["heldOutLosses"]}
+
+
+def make_case(
+    folder: Path,
+    *,
+    model: Path | None = None,
+    method: str = "LoRA",
+    spec: dict[str, Any] | None = None,
+    **resolved: Any,
+) -> Case:
+    """Prepare a run of the tiny model in a folder."""
+    import torch
+    from transformers import AutoTokenizer
+
+    # Steps of a tiny model are too short to be shared out: two threads would mostly wait for each other.
+    torch.set_num_threads(1)
+    model = model or tiny_model(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    output = folder / "out"
+    config = make_config(output_uri=f"file://{output}", model_uri=f"file://{model}", method=method, **(spec or {}))
+    sha256 = write_prepared(output / "run-1", tokenizer=tokenizer, resolved=make_resolved(**resolved))
+    config = config.model_copy(update={"prepared_sha256": sha256})
+    return Case(config=config, env=make_environment(folder), run=output / "run-1")
+
+
+def train(case: Case) -> Outcome:
+    """Run the train stage in this process."""
+    from finetune_trainer.train import run_train
+
+    result, _ = run_train(case.config, case.env)
+    return Outcome(result=result, run=case.run)
+
+
+def forget_preemption() -> None:
+    """Let the next run in this process not know of a signal of an earlier one."""
+    PREEMPTION.__init__()  # type: ignore[misc]  # the process's one, as new

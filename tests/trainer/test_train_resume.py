@@ -1,0 +1,143 @@
+"""A run that is stopped and goes on gives what an undisturbed one gives: losses, held-out losses, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_contract import paths
+from finetune_contract.exit_codes import ExitCode
+from finetune_trainer.callbacks import Report
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluate import held_out_loss
+from finetune_trainer.preemption import PREEMPTION
+from tests.support.prepared import Case
+from tests.support.training import THIRD_PARTY, Outcome, forget_preemption, make_case, train
+
+pytestmark = THIRD_PARTY
+
+# Dropout draws random numbers at every step: a resume that lost their state would show.
+DROPOUT = {"lora": {"dropout": 0.2}}
+STEPS = 9
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_before() -> Iterator[None]:
+    forget_preemption()
+    yield
+    forget_preemption()
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the signal come while that step is trained."""
+    report = Report._report_step
+
+    def report_and_stop(self: Report, state: Any, logs: dict[str, float]) -> None:
+        report(self, state, logs)
+        if state.global_step == step - 1:
+            PREEMPTION.request()
+
+    monkeypatch.setattr(Report, "_report_step", report_and_stop)
+
+
+def stopped(case: Case, *, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(step, patch)
+        with pytest.raises(TrainerError) as failure:
+            train(case)
+    assert failure.value.code is ExitCode.PREEMPTED
+    forget_preemption()
+
+
+def files(outcome: Outcome, folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (outcome.run / folder).iterdir() if path.suffix != ".md"}
+
+
+def assert_same(resumed: Outcome, undisturbed: Outcome) -> None:
+    assert resumed.losses == undisturbed.losses
+    assert resumed.held_out_losses == undisturbed.held_out_losses
+    assert files(resumed, paths.MERGED) == files(undisturbed, paths.MERGED)
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA", "Full"])
+def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    settings: dict[str, Any] = {"method": method, "total_steps": STEPS, "checkpoint_every_steps": 100}
+    spec = {} if method == "Full" else DROPOUT
+    undisturbed = train(make_case(tmp_path / "undisturbed", spec=spec, **settings))
+    case = make_case(tmp_path / "disturbed", spec=spec, **settings)
+
+    # The epoch has four steps of 8 of 29 examples: one stop inside, one at an epoch's end, which measures too.
+    stopped(case, step=3, monkeypatch=monkeypatch)
+    stopped(case.attempt(2), step=8, monkeypatch=monkeypatch)
+    resumed = train(case.attempt(3))
+
+    assert resumed.result.resumed_from_step == 8
+    assert_same(resumed, undisturbed)
+
+
+def test_a_signal_during_a_measurement_puts_it_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = train(make_case(tmp_path / "undisturbed", total_steps=STEPS))
+    case = make_case(tmp_path / "disturbed", total_steps=STEPS)
+
+    def told_to_stop(*args: Any, **kwargs: Any) -> float:
+        PREEMPTION.request()
+        return held_out_loss(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune_trainer.loop.held_out_loss", told_to_stop)
+        with pytest.raises(TrainerError) as failure:
+            train(case)
+    forget_preemption()
+
+    assert failure.value.code is ExitCode.PREEMPTED
+    assert_same(train(case.attempt(2)), undisturbed)
+
+
+def test_a_stop_after_the_last_step_repeats_evaluation_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(tmp_path, total_steps=6)
+
+    def told_to_stop(*_: Any) -> None:
+        PREEMPTION.request()
+        PREEMPTION.check()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune_trainer.train._evaluate", told_to_stop)
+        with pytest.raises(TrainerError):
+            train(case)
+    forget_preemption()
+    monkeypatch.setattr("finetune_trainer.loop.Loop.train", lambda *_, **__: pytest.fail("trains again"))
+
+    again = train(case.attempt(2))
+
+    assert again.result.resumed_from_step == again.result.step == 6
+    assert len(again.losses) == 6
+
+
+def test_a_signal_before_training_stops_the_run_at_once(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    PREEMPTION.request()
+
+    with pytest.raises(TrainerError) as failure:
+        train(case)
+
+    assert failure.value.code is ExitCode.PREEMPTED
+    assert not (case.run / paths.CHECKPOINTS).exists()
+
+
+def test_a_resumed_run_may_have_another_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = train(make_case(tmp_path / "undisturbed", total_steps=STEPS))
+    case = make_case(tmp_path / "disturbed", total_steps=STEPS)
+    stopped(case, step=5, monkeypatch=monkeypatch)
+    lowered = case.config.spec.model_copy(
+        update={"hyperparameters": case.config.spec.hyperparameters.model_copy(update={"micro_batch_size": 1})}
+    )
+    second = case.attempt(2)
+
+    resumed = train(Case(second.config.model_copy(update={"spec": lowered}), second.env, second.run))
+
+    assert resumed.losses == pytest.approx(undisturbed.losses, abs=1e-5)

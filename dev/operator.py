@@ -45,8 +45,8 @@ class LocalOperator:
 
     @property
     def status_url(self) -> str:
-        """Where pods post their progress."""
-        return f"https://{self._cluster.reachable_host}:{self._status_port}"
+        """Where pods post their progress: they share the host's network (dev.cluster.node.addresses)."""
+        return f"https://127.0.0.1:{self._status_port}"
 
     def install(self) -> None:
         """Apply the shipped manifests and keep the Deployment from starting a second operator."""
@@ -99,7 +99,7 @@ class LocalOperator:
             KUBECONFIG=str(kubeconfig),
             POD_NAMESPACE=NAMESPACE,
             **{
-                "FINETUNE_STATUS_BIND": f"0.0.0.0:{self._status_port}",
+                "FINETUNE_STATUS_BIND": f"127.0.0.1:{self._status_port}",
                 "FINETUNE_STATUS_URL": self.status_url,
                 "FINETUNE_LIVENESS_URL": f"http://127.0.0.1:{self._liveness_port}/healthz",
                 "FINETUNE_TRAINER_IMAGE": TRAINER_IMAGE,

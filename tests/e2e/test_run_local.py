@@ -1,0 +1,188 @@
+"""`finetune run`: a manifest from file to verified outputs on this machine, and what a person reads when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_contract.exit_codes import ExitCode
+from tests.support.models import tiny_llama
+from tests.unit.rule_cases import job
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"Say {n} twice.", "completion": f"{n} {n}"} for n in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, model: Path, data: Path) -> Callable[..., Path]:
+    def write(**hyperparameters: Any) -> Path:
+        changes = {
+            "spec.model.uri": model.as_uri(),
+            "spec.dataset.uri": data.as_uri(),
+            "spec.output.uri": (tmp_path / "out").as_uri(),
+            "spec.hyperparameters": {"maxSteps": 4, "batchSize": 4, **hyperparameters},
+            "spec.evaluation": {"metrics": ["exactMatch"], "maxNewTokens": 4},
+            "spec.checkpoint": {"everySteps": 1},
+        }
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(job(changes, name="local")))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+
+@pytest.fixture
+def finetune(environment: dict[str, str]) -> Run:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(_command(*arguments), env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "finetune_operator.cli", *map(str, arguments)]
+
+
+def test_a_manifest_becomes_verified_outputs_and_a_second_run_finds_them(
+    finetune: Run, manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = manifest()
+    done = finetune("run", path)
+    assert done.returncode == 0, done.stderr
+    for part in ("40 examples", "4 steps of 4 examples", "held-out loss", "exact answers", "all as in the manifest"):
+        assert part in done.stdout
+    run = tmp_path / "out" / "run-1"
+    assert f"adapter   {run.as_uri()}/adapter" in done.stdout
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+
+    again = finetune("run", path)
+    assert again.returncode == 0, again.stderr
+    assert "this run is complete already" in again.stderr
+    assert "run 1, attempt 2" in again.stdout
+
+    assert finetune("verify", run.as_uri()).returncode == 0
+    (run / "adapter" / "README.md").write_text("changed")
+    spoilt = finetune("verify", run.as_uri())
+    assert spoilt.returncode == 1
+    assert "adapter/README.md: has 7 bytes, the manifest lists" in spoilt.stderr
+
+
+def test_a_changed_manifest_is_the_next_run_of_the_same_job(
+    finetune: Run, manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert finetune("run", manifest(maxSteps=1)).returncode == 0
+    assert finetune("run", manifest(maxSteps=2)).returncode == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run-1", "run-2"]
+
+
+def test_a_stopped_run_exits_as_preempted_and_goes_on_from_its_checkpoint(
+    manifest: Callable[..., Path], environment: dict[str, str], finetune: Run
+) -> None:
+    path = manifest(maxSteps=3000)
+    process = subprocess.Popen(_command("run", path), env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "checkpoint of step" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == ExitCode.PREEMPTED
+    assert "stopping at the next safe point" in rest
+    assert "goes on from the last checkpoint" in rest
+    assert "Traceback" not in rest
+
+    process = subprocess.Popen(_command("run", path), env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    resumed = next(line for line in process.stderr if "going on from the checkpoint" in line)
+    assert "attempt 1, step" in resumed
+    process.send_signal(signal.SIGTERM)
+    process.stderr.read()
+    assert process.wait() == ExitCode.PREEMPTED
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "said"),
+    [
+        pytest.param(lambda data: data.unlink(), ExitCode.DATASET_NOT_FOUND, "dataset.uri", id="no-data"),
+        pytest.param(lambda data: data.write_text(""), ExitCode.DATASET_INVALID, "data.jsonl", id="empty"),
+        pytest.param(
+            lambda data: data.write_text(data.read_text() + "{not json\n"), ExitCode.DATASET_INVALID, "41", id="line"
+        ),
+    ],
+)
+def test_bad_data_is_said_in_a_sentence_with_the_trainers_exit_code(
+    finetune: Run, manifest: Callable[..., Path], data: Path, spoil: Callable[[Path], object], code: int, said: str
+) -> None:
+    path = manifest()
+    spoil(data)
+    done = finetune("run", path)
+    assert done.returncode == code
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("prepare: Dataset")
+    assert said in last
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_manifest_starts_nothing(finetune: Run, manifest: Callable[..., Path]) -> None:
+    started = time.monotonic()
+    done = finetune("run", manifest(batchSize=0))
+    assert done.returncode == 2
+    assert done.stderr.endswith("spec.hyperparameters.batchSize: must be at least 1 (is 0)\n")
+    assert time.monotonic() - started < 5
+
+
+def test_uris_of_a_clusters_job_give_way_to_local_paths(
+    finetune: Run, tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job({"spec.hyperparameters.maxSteps": 1}, name="local")))
+    monkeypatch.chdir(tmp_path)
+    done = finetune("run", path, "--model", model, "--dataset", data.name, "--output", "out")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "run-1" / "manifest.json").is_file()
+
+
+def test_claims_are_folders_here(finetune: Run, tmp_path: Path, model: Path, data: Path) -> None:
+    changes = {
+        "spec.model.uri": model.as_uri(),
+        "spec.dataset.uri": f"pvc://work/{data.name}",
+        "spec.output.uri": "pvc://work/out",
+        "spec.hyperparameters.maxSteps": 1,
+    }
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job(changes, name="local")))
+    refused = finetune("run", path)
+    assert refused.returncode == 2
+    assert "spec.dataset.uri: pvc:// needs --claims FOLDER" in refused.stderr
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims" / "work").symlink_to(tmp_path)
+    done = finetune("run", path, "--claims", tmp_path / "claims")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "run-1" / "manifest.json").is_file()

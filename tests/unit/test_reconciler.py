@@ -102,6 +102,23 @@ async def test_a_job_of_that_name_that_is_somebody_elses_is_never_touched(operat
         await operator.reconciler.reconcile(KEY)
 
 
+async def test_a_job_that_the_api_server_refuses_is_said_once_and_tried_again(operator, gateway) -> None:
+    async def over_quota(manifest):
+        raise RejectedError("POST jobs: 403 exceeded quota: team, requested: count/jobs.batch=1")
+
+    taken, gateway.create_job = gateway.create_job, over_quota
+    for _ in range(2):
+        with pytest.raises(RejectedError):
+            await operator.reconciler.reconcile(KEY)
+    status = operator.cache.job(KEY).status
+    ready = next(item for item in status.conditions if item.type == "Ready")
+    assert (ready.reason, "exceeded quota" in ready.message) == ("JobRefused", True)
+    assert [event.reason for event in gateway.events] == ["JobRefused"]
+    gateway.create_job = taken
+    await operator.reconciler.reconcile(KEY)
+    assert len(gateway.objects["Job"]) == 1
+
+
 async def test_a_status_write_that_fails_creates_nothing(operator, gateway) -> None:
     gateway.fail_next = TransientError("503")
     with pytest.raises(TransientError):

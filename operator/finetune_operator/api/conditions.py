@@ -68,6 +68,8 @@ class Reason(StrEnum):
     """The image cannot be pulled."""
     CONTAINER_CONFIG = "ContainerConfig"
     """The container cannot be made: most often a missing Secret."""
+    JOB_REFUSED = "JobRefused"
+    """The API server does not take the batch Job, most often for a quota; the message is its own."""
     STARTING = "Starting"
     """The containers start, or the model is fetched."""
     PREPARING = "Preparing"
@@ -115,6 +117,8 @@ class Phase(StrEnum):
 
     PENDING = "Pending"
     PREPARING = "Preparing"
+    JOB_REFUSED = "JobRefused"
+    """The API server does not take the batch Job, most often for a quota; the message is its own."""
     STARTING = "Starting"
     RUNNING = "Running"
     RESTARTING = "Restarting"

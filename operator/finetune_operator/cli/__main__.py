@@ -8,12 +8,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib import import_module
 
-from finetune_operator.cli import validate
-
+COMMANDS = ("validate", "estimate", "run", "verify")
 _EPILOG = """\
 examples:
-  finetune validate job.yaml         is it right? (no cluster needed)
+  finetune validate job.yaml                        is it right? (no cluster needed)
+  finetune estimate job.yaml --gpu-memory 24Gi      will it fit?
+  finetune run job.yaml                             the same job on this machine
+  finetune verify s3://models/support-bot/run-1     are all outputs there and undamaged?
 
 `finetune COMMAND --help` says more about each.
 """
@@ -21,7 +24,8 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = _parser(words[0] if words else "").parse_args(words)
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -32,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(wanted: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="finetune",
         description="Fine-tune language models: the FineTuneJob manifest, checked, measured and run.",
@@ -40,8 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (validate,):
-        command.add_parser(commands)
+    # Of the modules only the one that is asked for is imported: `validate` needs a third of what `run` does.
+    for name in COMMANDS if wanted not in COMMANDS else (wanted,):
+        import_module(f"finetune_operator.cli.{name}").add_parser(commands)
     return parser
 
 

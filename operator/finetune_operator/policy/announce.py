@@ -10,7 +10,7 @@ from finetune_operator.api.status import Condition, FineTuneJobStatus
 from finetune_operator.policy.plan import EventRequest
 
 _NEWS = (T.VALIDATED, T.PREPARED, T.RUNNING, T.CHECKPOINT_AVAILABLE, T.COMPLETE, T.FAILED)
-_WARNINGS = {Reason.UNSCHEDULABLE, Reason.IMAGE_PULL, Reason.CONTAINER_CONFIG, Reason.RESTARTING}
+_WARNINGS = {Reason.UNSCHEDULABLE, Reason.IMAGE_PULL, Reason.CONTAINER_CONFIG, Reason.JOB_REFUSED, Reason.RESTARTING}
 
 
 def announcements(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[EventRequest]:

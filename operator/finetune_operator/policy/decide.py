@@ -21,7 +21,7 @@ from finetune_operator.api.status import (
     ProfileSnapshot,
     ResolvedStatus,
 )
-from finetune_operator.api.views import ChildJob, PodView, Stage, View
+from finetune_operator.api.views import ChildJob, JobView, PodView, Stage, View
 from finetune_operator.policy import progress, results, retry, waiting
 from finetune_operator.policy.announce import announcements
 from finetune_operator.policy.draft import Draft
@@ -62,6 +62,14 @@ def decide(view: View, now: datetime, settings: PolicySettings) -> Plan:
     _begin(draft, effective, now)
     step = _advance(view, draft, effective, now=now, settings=settings)
     return _plan(view, draft, step, effective)
+
+
+def refused(job: JobView, now: datetime, message: str) -> Plan:
+    """Return how the status says that the API server did not take the Job: a quota, a policy, a missing right."""
+    draft = Draft(job, now)
+    current = T.RUNNING if draft.is_true(T.PREPARED) else T.PREPARED
+    draft.condition(current, False, Reason.JOB_REFUSED, message)
+    return _plan(View(job=job), draft, _Step(), None)
 
 
 def is_terminal(status: FineTuneJobStatus) -> bool:

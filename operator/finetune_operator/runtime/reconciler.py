@@ -14,7 +14,7 @@ from finetune_operator.api.parse import parse_child, parse_job
 from finetune_operator.api.report import ProgressReport
 from finetune_operator.api.views import JobView, Key, View
 from finetune_operator.builders.job import build_job
-from finetune_operator.policy.decide import PolicySettings, decide, is_terminal
+from finetune_operator.policy.decide import PolicySettings, decide, is_terminal, refused
 from finetune_operator.policy.plan import Plan
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.gateway import ConflictError, Gateway, RejectedError
@@ -84,10 +84,23 @@ class Reconciler:
         for name in plan.delete:
             await self._gateway.delete_job(job.namespace, name)
         if plan.create:
-            await self._create(job, plan)
+            await self._create_or_say_why_not(job, plan)
+        await self._announce(job, plan)
+        return plan.requeue_after
+
+    async def _announce(self, job: JobView, plan: Plan) -> None:
         for event in plan.events:
             await self._gateway.emit_event(job, event)
-        return plan.requeue_after
+
+    async def _create_or_say_why_not(self, job: JobView, plan: Plan) -> None:
+        """A quota that refuses the Job is the user's to see; the queue's backoff asks again."""
+        try:
+            await self._create(job, plan)
+        except RejectedError as error:
+            told = refused(job, self._clock(), str(error))
+            if told.status is not None and (written := await self._write_status(job, told)):
+                await self._announce(written, told)
+            raise
 
     async def _write_status(self, job: JobView, plan: Plan) -> JobView | None:
         assert plan.status is not None  # noqa: S101 - the caller has looked

@@ -1,0 +1,61 @@
+"""What a finished run shows on a terminal: base against tuned, answers before and after, where the outputs lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from finetune_contract import paths
+from finetune_contract.outcome import EvaluationSummary, Manifest
+from finetune_operator.cli.storage import StorageError, read
+from finetune_operator.cli.verify import human_bytes
+
+_WIDTH = 76
+_ROWS = (("loss", "held-out loss", "{:.4f}"), ("perplexity", "perplexity", "{:.2f}"))
+_EXACT = ("exact_match", "exact answers", "{:.0%}")
+
+
+def comparison(evaluation: EvaluationSummary) -> Iterator[str]:
+    """Yield the table of base against tuned."""
+    yield f"{'on the held-out part':<22}{'base':>10}{'tuned':>10}"
+    for field, title, form in (*_ROWS, _EXACT):
+        base, tuned = getattr(evaluation.base, field), getattr(evaluation.tuned, field)
+        if tuned is not None:
+            yield f"{title:<22}{form.format(base) if base is not None else '-':>10}{form.format(tuned):>10}"
+
+
+def before_and_after(run_uri: str, *, most: int = 3) -> Iterator[str]:
+    """Yield prompts of the held-out part, and the samples that the spec asks for, with both models' answers."""
+    try:
+        found = json.loads(read(paths.join(run_uri, paths.EVALUATION)))
+    except (StorageError, ValueError):
+        return
+    for exchange in [*found.get("samples", []), *found.get("examples", [])[:most]]:
+        yield from _exchange(exchange)
+
+
+def _exchange(exchange: dict[str, Any]) -> Iterator[str]:
+    prompt = exchange["prompt"]
+    yield f"prompt    {_one_line(prompt if isinstance(prompt, str) else prompt[-1]['content'])}"
+    if exchange.get("expected"):
+        yield f"expected  {_one_line(exchange['expected'])}"
+    yield f"base      {_one_line(exchange['base'])}"
+    yield f"tuned     {_one_line(exchange['tuned'])}"
+    yield ""
+
+
+def outputs(run_uri: str, manifest: Manifest) -> Iterator[str]:
+    """Yield each kind of output with its place and size."""
+    for name, found in manifest.artifacts.items():
+        yield f"{name:<10}{paths.join(run_uri, found.path)}  ({human_bytes(found.bytes)})"
+    listed = {file.path for file in manifest.files}
+    for name, path in (("report", paths.REPORT), ("card", paths.MODEL_CARD)):
+        if path in listed:
+            yield f"{name:<10}{paths.join(run_uri, path)}"
+    yield f"{'manifest':<10}{paths.join(run_uri, paths.MANIFEST)}"
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"

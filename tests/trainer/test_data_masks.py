@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,6 +110,41 @@ def test_reasoning_that_the_template_drops_is_not_missed(family: str, answers: l
     assert trained(tokenizer, encode(tokenizer, WITH_REASONING)) == answers
 
 
+@pytest.mark.parametrize(
+    ("family", "tokens"),
+    [
+        ("cohere2", ("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<|START_OF_TURN_TOKEN|>", "<|END_RESPONSE|>")),
+        ("gemma3", ("<bos>", "<end_of_turn>", "<start_of_turn>")),
+        ("lfm2", ("<|startoftext|>", "<|im_end|>", "<|im_start|>")),
+        ("llama3", ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")),
+        ("qwen2_5", ("<|endoftext|>", "<|im_end|>", "<|im_start|>")),
+        ("qwen3_instruct_2507", ("<|endoftext|>", "<|im_end|>", "<|im_start|>")),
+    ],
+)
+def test_masks_agree_with_the_templates_that_trl_has_marked_by_hand(family: str, tokens: tuple[str, ...]) -> None:
+    folder = Path(str(files("trl"))) / "chat_templates"
+    tokenizer = tokenizer_of(Family((folder / f"{family}.jinja").read_text(), tokens))
+    marked = tokenizer.apply_chat_template(
+        [{"role": turn.role, "content": turn.content} for turn in TWO_TURNS.turns],
+        chat_template=(folder / f"{family}_training.jinja").read_text(),
+        return_assistant_tokens_mask=True,
+        return_dict=True,
+    )
+    theirs = [token for token, mask in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if mask]
+    ours = [label for label in encode(tokenizer, TWO_TURNS).labels if label != IGNORED]
+    # Theirs also train on the newline after the stop token, which nothing ever generates.
+    assert "".join(tokenizer.decode(ours).split()) == "".join(tokenizer.decode(theirs).split())
+
+
+def test_turns_before_the_last_may_end_with_another_token() -> None:
+    template = (
+        "{% for m in messages %}{{ m.role + ':' + m.content + ('<|return|>' if loop.last else '<|end|>') }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    tokenizer = tokenizer_of(Family(template, ("<|start|>", "<|return|>", "<|end|>")))
+    assert trained(tokenizer, encode(tokenizer, TWO_TURNS)) == [" First answer. <|end|>", "Second answer.<|return|>"]
+
+
 def test_contents_that_look_like_the_template_do_not_confuse_it() -> None:
     tokenizer = tokenizer_of(FAMILIES["chatml with a default system prompt"])
     tricky = Conversation(
@@ -139,12 +176,12 @@ def test_letters_of_several_tokens_are_wholly_trained_on() -> None:
         (
             "{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}{{ eos_token }}",
             ExitCode.MODEL_INVALID,
-            "does not end every assistant turn with <|im_end|>",
+            "ends not every turn of the assistant with a token",
         ),
         (
             "{% for m in messages %}{{ m.role + ':' + m.content | reverse + eos_token }}{% endfor %}",
             ExitCode.MODEL_INVALID,
-            "without a token to stop at",
+            "leaves out what the assistant says",
         ),
         (
             FAMILIES["gemma"].template,

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
@@ -32,7 +31,8 @@ from finetune_contract.resolve import (
     what_would_fit,
 )
 from finetune_contract.run_config import RunConfig, Use
-from finetune_contract.shape import ModelShape, UnknownShapeError
+from finetune_contract.shape import ModelShape
+from finetune_trainer.base_model import BaseModel, read_base_model
 from finetune_trainer.claim import claim_run
 from finetune_trainer.data.advice import Observed, warnings
 from finetune_trainer.data.files import data_digest, data_files
@@ -46,29 +46,12 @@ from finetune_trainer.data.survey import Survey, survey
 from finetune_trainer.data.tokenize import Encoder, padding_token
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import NotFoundError, TrainerError
-from finetune_trainer.fetch import FetchedModel, fetch_model
 from finetune_trainer.logs import log
-from finetune_trainer.model_folder import read_config, stop_ids
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.storage.folders import upload_folder
 
 HELD_OUT = "held-out.jsonl"
-_NO_LIMIT = 10_000_000
-"""Tokenizers without a limit of their own carry an absurd number."""
 _GIB = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class BaseModel:
-    """What prepare needs to know of the model."""
-
-    fetched: FetchedModel
-    tokenizer: Any
-    shape: ModelShape
-    limit: int | None
-    """Longest sequence in tokens."""
-    stops: set[int]
-    """Tokens at which generation stops by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +63,7 @@ class Data:
     split: Split
     tokens: Tokenised
     lengths: Lengths
-    stop_id: int
+    stop_ids: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +105,7 @@ def _prepare(config: RunConfig, env: Environment, *, store: Store, scratch: Path
             spec,
             choice,
             train_examples=shards.train.rows,
-            model_revision=model.fetched.revision,
+            model_revision=model.revision,
             dataset_sha256=data_digest(data.files),
         )
     stored = _store(config, store, scratch)
@@ -153,20 +136,11 @@ def _done_before(config: RunConfig, store: Store) -> tuple[PrepareResult, str] |
 
 
 def _read_model(config: RunConfig, env: Environment) -> BaseModel:
-    from finetune_trainer.tokenizer import load_tokenizer
-
     with _phase("model") as said:
-        fetched = fetch_model(config, env, weights=False)
-        content = read_config(fetched.path)
-        try:
-            shape = ModelShape.from_config_json(content)
-        except UnknownShapeError as error:
-            raise TrainerError(ExitCode.MODEL_INVALID, f"The model cannot be used: {error}.") from error
-        tokenizer = load_tokenizer(fetched.path)
-        limits = [shape.positions, tokenizer.model_max_length]
-        limit = min((int(one) for one in limits if one and one < _NO_LIMIT), default=None)
-        said.append(f"{shape.family}, {shape.parameters() / 1e6:.0f} million parameters, revision {fetched.revision}")
-    return BaseModel(fetched, tokenizer, shape, limit, stop_ids(fetched.path, content))
+        model = read_base_model(config, env)
+        shape = model.shape
+        said.append(f"{shape.family}, {shape.parameters() / 1e6:.0f} million parameters, revision {model.revision}")
+    return model
 
 
 def _read_data(config: RunConfig, model: BaseModel, scratch: Path) -> Data:
@@ -188,7 +162,7 @@ def _read_data(config: RunConfig, model: BaseModel, scratch: Path) -> Data:
             f"{sum(tokens.lengths)} tokens; the first example, what is trained on in ⟦⟧:\n{tokens.first_example}"
         )
     shutil.rmtree(scratch / "data", ignore_errors=True)
-    return Data(files, seen, split, tokens, measure(tokens.lengths), encoder.stop_id)
+    return Data(files, seen, split, tokens, measure(tokens.lengths), encoder.stop_ids)
 
 
 def _must_fit(config: RunConfig, choice: Choice, shape: ModelShape) -> None:
@@ -281,9 +255,9 @@ def _summary(config: RunConfig, *, data: Data, shards: Shards, resolved: Resolve
 
 
 def _unknown_stop(data: Data, model: BaseModel) -> str | None:
-    if not model.stops or data.stop_id in model.stops:
+    if not model.stops or model.stops & set(data.stop_ids):
         return None
-    return str(model.tokenizer.convert_ids_to_tokens(data.stop_id))
+    return str(model.tokenizer.convert_ids_to_tokens(data.stop_ids[0]))
 
 
 def _result(prepared: Prepared) -> PrepareResult:

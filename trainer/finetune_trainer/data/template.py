@@ -31,6 +31,8 @@ class Span:
 
     start: int
     end: int
+    stop: str = ""
+    """The token at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,9 @@ class ChatTemplate:
             )
         self._tokenizer = tokenizer
         self._skeletons: dict[tuple[str, ...], _Skeleton | None] = {}
-        self._ends = _end_tokens(tokenizer)
-        self.stop = self._stop_token()
+        self._tokens = _added_tokens(tokenizer)
+        self.stops = self._find_stops()
+        """What ends a conversation's last turn, a token or several (Cohere ends the response, then the turn)."""
 
     def render(self, turns: Sequence[Turn], *, ask: bool = False) -> str:
         """Return the text; with `ask`, ending with the generation prompt. Raises BadExampleError if it refuses."""
@@ -106,7 +109,8 @@ class ChatTemplate:
             if turns[turn].role == "assistant":
                 given = skeleton.prompts.get(turn, literal)
                 start -= len(literal) - len(given)
-                yield Span(start, position + self._length_of_end(skeleton.literals[place + 1]))
+                length, stop = self._end(skeleton.literals[place + 1])
+                yield Span(start, position + length, stop)
 
     def _by_search(self, skeleton: _Skeleton | None, text: str, turns: Sequence[Turn]) -> Iterable[Span]:
         """Find each assistant turn by a rendering that differs in just its content."""
@@ -119,15 +123,12 @@ class ChatTemplate:
             end = len(text) - len(after)
             start = min(_common(text, before), end)
             if not mark or not text.endswith(after) or start < done:
-                raise TrainerError(
-                    ExitCode.MODEL_INVALID,
-                    "The model's chat template changes the assistant's turns so much that they cannot be found in its "
-                    "output: use data in the format promptCompletion.",
-                )
+                raise _unusable("changes the assistant's turns so much that they cannot be found in its output")
             given = skeleton.prompts.get(number, "") if skeleton else ""
             begin = text.rfind(given, done, start) + len(given) if given in text[done:start] else start
-            done = end + self._length_of_end(after)
-            yield Span(begin, done)
+            length, stop = self._end(after)
+            done = end + length
+            yield Span(begin, done, stop)
 
     def _skeleton(self, turns: Sequence[Turn]) -> _Skeleton | None:
         roles = tuple(turn.role for turn in turns)
@@ -148,36 +149,60 @@ class ChatTemplate:
     def _given(self, marked: Sequence[Turn], literals: Sequence[str], order: Sequence[int], number: int) -> str:
         """Return how much of the text between the turn before and this one the generation prompt gives."""
         place = order.index(number)
-        asked = _MARK.split(self.render(marked[:number], ask=True))
-        same_place = place > 0 and len(asked) > 1 and int(asked[-2]) == order[place - 1]
-        return literals[place][: _common(literals[place], asked[-1])] if same_place else literals[place]
+        asked, plain = (_MARK.split(self.render(marked[:number], ask=ask)) for ask in (True, False))
+        if place == 0 or len(asked) == 1 or int(asked[-2]) != order[place - 1]:
+            return literals[place]
+        return literals[place][: _given_length(literals[place], asked=asked[-1], plain=plain[-1])]
 
-    def _stop_token(self) -> str:
-        """Return the token with which the template ends what the assistant says."""
+    def _find_stops(self) -> tuple[str, ...]:
         skeleton = self._skeleton([Turn("user", ""), Turn("assistant", "")])
-        found = self._ends.match(skeleton.literals[-1]) if skeleton else None
-        if not found:
-            raise TrainerError(
-                ExitCode.MODEL_INVALID,
-                "The model's chat template ends the assistant's turns without a token to stop at, so a model trained "
-                "with it would never stop: add the end-of-turn token to the template (chat_template).",
-            )
-        return found.group(1)
+        if skeleton is None:
+            raise _unusable("leaves out what the assistant says, perhaps since it wants no plain text")
+        stops: list[str] = []
+        rest = skeleton.literals[-1].lstrip()
+        while found := self._tokens.match(rest):
+            stops.append(found.group())
+            rest = rest[found.end() :]
+        if not stops:
+            raise _unusable("ends the assistant's turns without a token to stop at, so the model would never stop")
+        return tuple(stops)
 
-    def _length_of_end(self, literal: str) -> int:
-        """Return the length of the stop token at the beginning of the text after a turn, blanks before it included."""
-        found = self._ends.match(literal)
-        if not found or found.group(1) != self.stop:
-            raise TrainerError(
-                ExitCode.MODEL_INVALID,
-                f"The model's chat template does not end every assistant turn with {self.stop}: set "
-                "hyperparameters.loss to completion, or correct the template.",
-            )
-        return found.end()
+    def _end(self, literal: str) -> tuple[int, str]:
+        """Return how far a turn's end reaches into the text after its content, blanks before it included.
+
+        Turns before the last may end with another token than the last one does (gpt-oss), but never with none.
+        """
+        position = len(literal) - len(literal.lstrip())
+        last = ""
+        for stop in self.stops:
+            if not literal.startswith(stop, position):
+                break
+            position, last = position + len(stop), stop
+        if not last:
+            found = self._tokens.match(literal, position)
+            if not found:
+                raise _unusable(
+                    "ends not every turn of the assistant with a token; set hyperparameters.loss to completion"
+                )
+            position, last = found.end(), found.group()
+        return position, last
 
 
 def _mark(number: int) -> str:
     return f"Qz{number:04d}zQ"
+
+
+def _given_length(literal: str, *, asked: str, plain: str) -> int:
+    """Return where in the text before an answer the generation prompt ends.
+
+    The prompt is what asking adds. The history may lack its end (a thought that it opens), hardly its beginning; and
+    where asking adds nothing, all that follows the turn before is given.
+    """
+    prompt = asked.removeprefix(plain) if asked.startswith(plain) else ""
+    for length in range(len(prompt), len(prompt) // 2, -1):
+        if (at := literal.rfind(prompt[:length])) >= 0:
+            return at + length
+    return _common(literal, asked)
 
 
 def _common(one: str, other: str) -> int:
@@ -186,8 +211,15 @@ def _common(one: str, other: str) -> int:
     return next((at for at in range(shorter) if one[at] != other[at]), shorter)
 
 
-def _end_tokens(tokenizer: Any) -> re.Pattern[str]:
+def _added_tokens(tokenizer: Any) -> re.Pattern[str]:
     """Match any added token of the vocabulary; those of blanks alone (Gemma has such) end nothing."""
     names = {str(token) for token in tokenizer.added_tokens_decoder.values()} | {tokenizer.eos_token or ""}
     longest_first = sorted((name for name in names if name.strip()), key=len, reverse=True)
-    return re.compile(rf"\s*({'|'.join(map(re.escape, longest_first))})" if longest_first else r"(?!)()")
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _unusable(what: str) -> TrainerError:
+    return TrainerError(
+        ExitCode.MODEL_INVALID,
+        f"The model's chat template {what}: correct the template, or use data in the format promptCompletion.",
+    )

@@ -41,12 +41,9 @@ class Encoder:
         # A tokenizer.json may ask for both; here they would cut and pad silently.
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._eos = self._end_of_text(tokenizer)
-
-    @property
-    def stop_id(self) -> int:
-        """The token that ends what the model generates."""
-        return self._eos
+        self._ids = tokenizer.convert_tokens_to_ids
+        self.stop_ids = self._find_stop_ids(tokenizer)
+        """What ends an example: one of these should end generation, too."""
 
     def encode(self, batch: Sequence[tuple[str, Example]]) -> list[Encoded]:
         """Encode examples, each given with its file and line. Raises DATASET_INVALID if the template refuses some."""
@@ -74,7 +71,7 @@ class Encoder:
         labels = [IGNORED] * len(ids)
         for span in rendered.spans[-1:] if self._loss is LossOn.COMPLETION else rendered.spans:
             first, last = _tokens_of(encoding, span)
-            if ids[last] != self._eos:
+            if ids[last] != self._ids(span.stop):
                 raise TrainerError(
                     ExitCode.MODEL_INVALID,
                     "The tokenizer splits the end-of-turn token that its chat template writes, so the model would not "
@@ -91,8 +88,8 @@ class Encoder:
 
     def _continued(self, encoding: Any, example: Example) -> Encoded:
         ids: list[int] = encoding.ids
-        if ids[-1:] != [self._eos]:
-            ids = [*ids, self._eos]
+        if ids[-1:] != self.stop_ids:
+            ids = [*ids, *self.stop_ids]
         labels = list(ids)
         if isinstance(example, PromptCompletion) and self._loss is not LossOn.ALL:
             whole = _joined(example)
@@ -100,16 +97,16 @@ class Encoder:
             labels[:first] = [IGNORED] * first
         return Encoded(ids, labels)
 
-    def _end_of_text(self, tokenizer: Any) -> int:
-        token = self._template.stop if self._template else tokenizer.eos_token
-        number = tokenizer.convert_tokens_to_ids(token) if token else None
-        if number is None:
+    def _find_stop_ids(self, tokenizer: Any) -> list[int]:
+        if self._template:
+            return [int(number) for number in self._ids(list(self._template.stops))]
+        if tokenizer.eos_token_id is None:
             raise TrainerError(
                 ExitCode.MODEL_INVALID,
                 "The tokenizer has no end-of-text token, so a model trained with it would never stop: set eos_token in "
                 "tokenizer_config.json.",
             )
-        return int(number)
+        return [int(tokenizer.eos_token_id)]
 
 
 def _joined(example: Example) -> str:

@@ -39,7 +39,7 @@ class Container:
     def __init__(self, spec: Manifest, context: PodContext, *, is_init: bool) -> None:
         self.spec = spec
         self.process: ContainerProcess | None = None
-        reason = WAITING_FOR_INIT if context.pod["spec"].get("initContainers") and not is_init else CREATING
+        reason = WAITING_FOR_INIT if context.pod["spec"].get("initContainers") else CREATING
         self.view = ContainerView(spec["name"], spec["image"], {"waiting": {"reason": reason}})
         self._context = context
         self._is_init = is_init

@@ -88,10 +88,10 @@ def test_a_manifest_becomes_verified_outputs_and_a_second_run_finds_them(
     assert "run 1, attempt 2" in again.stdout
 
     assert finetune("verify", run.as_uri()).returncode == 0
-    (run / "adapter" / "README.md").write_text("changed")
+    (run / "adapter" / "adapter_config.json").write_text("changed")
     spoilt = finetune("verify", run.as_uri())
     assert spoilt.returncode == 1
-    assert "adapter/README.md: has 7 bytes, the manifest lists" in spoilt.stderr
+    assert "adapter/adapter_config.json: has 7 bytes, the manifest lists" in spoilt.stderr
 
 
 def test_a_changed_manifest_is_the_next_run_of_the_same_job(

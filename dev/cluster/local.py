@@ -120,6 +120,11 @@ class LocalCluster:
             raise KubectlError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
 
+    def evict(self, namespace: str, pod: str) -> None:
+        """Evict a pod through the API, as draining a node does."""
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+        self.api.post(f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", eviction)
+
     def kubeconfig_for_service_account(self, namespace: str, name: str, *, hours: int = 8) -> Path:
         """Write a kubeconfig with a token of this service account, and with its rights only."""
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"

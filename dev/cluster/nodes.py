@@ -1,5 +1,6 @@
 """The process node as a part of the cluster, and the handles by which tests make it fail."""
 
+import os
 import secrets
 import shutil
 import sys
@@ -68,7 +69,8 @@ class Nodes:
         self._control = Credentials(f"https://127.0.0.1:{port}", self._control.ca_file, self._control.token)
         config = self._config(port).write(self._run_dir / "node.json")
         command = [sys.executable, "-m", "dev.cluster.node", str(config)]
-        environment = plain_environment(PYTHONPATH=str(ROOT))
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = plain_environment(PYTHONPATH=os.pathsep.join(paths))
         log = self._run_dir / "node.log"
         log.unlink(missing_ok=True)
         self._remove_pods()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dev.cluster import LocalCluster
 
@@ -15,7 +15,7 @@ Manifest = dict[str, Any]
 TIMEOUT = 40.0
 
 
-def eventually(ask: Callable[[], T], *, timeout: float = TIMEOUT) -> T:
+def eventually(ask: Callable[[], T | Literal[False] | None], *, timeout: float = TIMEOUT) -> T:
     """Ask until the answer is true; fail with the last answer."""
     deadline = time.monotonic() + timeout
     while not (answer := ask()):
@@ -28,6 +28,11 @@ def container(command: list[str] | str, *, name: str = "main", image: str = "tra
     """A container; a string is a shell script."""
     words = ["sh", "-c", command] if isinstance(command, str) else command
     return {"name": name, "image": image, "command": words, **more}
+
+
+def mounted(volume: str, path: str, **more: Any) -> Manifest:
+    """What to add to a container that mounts one volume."""
+    return {"volumeMounts": [{"name": volume, "mountPath": path, **more}]}
 
 
 def pod(name: str, *containers: Manifest, metadata: Manifest | None = None, **spec: Any) -> Manifest:

@@ -14,7 +14,7 @@ import pytest
 from dev.cluster import LocalCluster, S3Server, StartError, build
 from dev.cluster.build import COMPONENTS
 from dev.cluster.state import Process, State
-from tests.cluster.bench import Bench, container, eventually, pod, processes_that_mention
+from tests.cluster.bench import Bench, container, eventually, mounted, pod, processes_that_mention
 from tests.cluster.conftest import FIGURES
 
 ROOT = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def test_works_as_an_ordinary_user(run_dir: Path) -> None:
     with _foreground(run_dir, command) as process:
         eventually(lambda: (state := State.read(run_dir)) and state.ready)
         script = "id -u; touch /mnt-point/x /tmp/y; head -c 3000000 /dev/zero > /mnt-point/x || echo full"
-        mount = {"volumeMounts": [{"name": "small", "mountPath": "/mnt-point"}]}
+        mount = mounted("small", "/mnt-point")
         manifest = pod(
             "anybody", container(script, **mount), volumes=[{"name": "small", "emptyDir": {"sizeLimit": "1Mi"}}]
         )

@@ -17,6 +17,7 @@ from tests.cluster.bench import (
     eventually,
     is_running,
     is_true,
+    mounted,
     pod,
     processes_that_mention,
     state,
@@ -73,7 +74,7 @@ def test_volumes_of_every_kind(bench: Bench, tmp_path: Path) -> None:
     bench.create("secrets", {"metadata": {"name": "s"}, "stringData": {"k": "secret"}})
     bench.create("configmaps", {"metadata": {"name": "c"}, "data": {"k": "map"}})
     annotation = {"fieldRef": {"fieldPath": "metadata.annotations['run']"}}
-    volumes = {
+    volumes: dict[str, Manifest] = {
         "s": {"secret": {"secretName": "s"}},
         "c": {"configMap": {"name": "c", "items": [{"key": "k", "path": "deep/er"}]}},
         "d": {"downwardAPI": {"items": [{"path": "run.json", **annotation}]}},
@@ -105,7 +106,7 @@ def test_volumes_of_every_kind(bench: Bench, tmp_path: Path) -> None:
 def test_token_of_an_audience_is_accepted_for_it_alone(bench: Bench) -> None:
     source = {"serviceAccountToken": {"path": "token", "audience": "finetuning.dev/abc", "expirationSeconds": 600}}
     volume = {"name": "token", "projected": {"sources": [source]}}
-    mount = {"volumeMounts": [{"name": "token", "mountPath": "/var/run/progress"}]}
+    mount = mounted("token", "/var/run/progress")
     manifest = pod("token", container("cat /var/run/progress/token; sleep 60", **mount), volumes=[volume])
     bench.create("pods", manifest)
     token = eventually(lambda: is_running(bench.get("pods", "token")) and bench.logs("token"))
@@ -128,7 +129,7 @@ print(json.load(urllib.request.urlopen(request, context=ssl.create_default_conte
 
 def test_sized_empty_dir_runs_full_for_real(bench: Bench) -> None:
     volume = {"name": "small", "emptyDir": {"sizeLimit": "1Mi"}}
-    mount = {"volumeMounts": [{"name": "small", "mountPath": "/small"}]}
+    mount = mounted("small", "/small")
     full = container(
         "head -c 3000000 /dev/zero > /small/file", terminationMessagePolicy="FallbackToLogsOnError", **mount
     )
@@ -150,7 +151,7 @@ def test_root_is_private_and_read_only_where_asked(bench: Bench) -> None:
 
 
 def test_capabilities_and_privileges_are_given_up(bench: Bench) -> None:
-    security = {"capabilities": {"drop": ["ALL"]}}
+    security: Manifest = {"capabilities": {"drop": ["ALL"]}}
     said = bench.output("grep -E 'CapEff|NoNewPrivs' /proc/self/status", container={"securityContext": security})
     assert said.split() == ["CapEff:", "0" * 16, "NoNewPrivs:", "1"]
 
@@ -166,7 +167,7 @@ def test_nothing_a_container_started_outlives_it(bench: Bench) -> None:
 
 
 def test_extended_resources_bound_what_is_scheduled(bench: Bench) -> None:
-    limits = {"resources": {"limits": {"nvidia.com/gpu": "3"}}}
+    limits: Manifest = {"resources": {"limits": {"nvidia.com/gpu": "3"}}}
     for name in ("gpu-a", "gpu-b", "gpu-c"):
         bench.create("pods", pod(name, container("sleep 60", **limits)))
     waiting = eventually(lambda: _unscheduled(bench))  # two nodes of four each
@@ -211,7 +212,7 @@ def test_claims_are_folders(bench: Bench, tmp_path: Path) -> None:
     bench.create("persistentvolumeclaims", {"metadata": {"name": "claim"}, "spec": {**claim, "volumeName": name}})
     bench.output(
         "echo kept > /claim/file",
-        container={"volumeMounts": [{"name": "claim", "mountPath": "/claim"}]},
+        container=mounted("claim", "/claim"),
         volumes=[{"name": "claim", "persistentVolumeClaim": {"claimName": "claim"}}],
     )
     assert (tmp_path / "file").read_text() == "kept\n"
@@ -288,7 +289,7 @@ def _review(bench: Bench, token: str, *, audience: str) -> Manifest:
 
 def _unscheduled(bench: Bench) -> list[str]:
     found = [bench.get("pods", name) for name in ("gpu-a", "gpu-b", "gpu-c")]
-    scheduled = [next(iter(item["status"].get("conditions", [])), {}) for item in found]
+    scheduled: list[Manifest] = [next(iter(item["status"].get("conditions", [])), {}) for item in found]
     if sum(is_running(item) for item in found) < 2:
         return []
     return [item["message"] for item in scheduled if item.get("reason") == "Unschedulable"]
@@ -299,7 +300,7 @@ def test_secret_bytes_arrive_unchanged(bench: Bench) -> None:
     bench.create("secrets", {"metadata": {"name": "raw"}, "data": {"raw": base64.b64encode(data).decode()}})
     said = bench.output(
         "sha256sum /raw/raw | cut -c1-64",
-        container={"volumeMounts": [{"name": "raw", "mountPath": "/raw"}]},
+        container=mounted("raw", "/raw"),
         volumes=[{"name": "raw", "secret": {"secretName": "raw"}}],
     )
     assert said.strip() == hashlib.sha256(data).hexdigest()

@@ -19,6 +19,7 @@ from tests.cluster.bench import (
     is_running,
     is_true,
     job,
+    mounted,
     pod,
     state,
     waiting_for,
@@ -54,7 +55,7 @@ def test_rule_01_without_init_containers_the_reason_is_container_creating(bench:
 
 
 def test_rule_02_init_containers_run_in_order(bench: Bench) -> None:
-    mount = {"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
+    mount = mounted("shared", "/shared")
     first = [container(f"echo {name} >> /shared/order", name=name, **mount) for name in ("a", "b")]
     said = bench.output(
         "cat /shared/order", container=mount, initContainers=first, volumes=[{"name": "shared", "emptyDir": {}}]
@@ -146,7 +147,7 @@ def test_rule_06_failed_container_restarts_in_place(bench: Bench) -> None:
 
 
 def test_rule_06_on_failure_ends_with_success(bench: Bench) -> None:
-    mount = {"volumeMounts": [{"name": "kept", "mountPath": "/kept"}]}
+    mount = mounted("kept", "/kept")
     once = container("test -e /kept/x || { touch /kept/x; exit 1; }", **mount)
     ended = bench.run(
         pod("again", once, restartPolicy="OnFailure", volumes=[{"name": "kept", "emptyDir": {"sizeLimit": "1Mi"}}])
@@ -233,8 +234,7 @@ def test_rule_11_what_others_say_about_a_pod_survives(bench: Bench) -> None:
     held = {"finalizers": ["example.com/held"]}
     bench.create("pods", pod("eleven", container("sleep 60"), metadata=held))
     bench.until("eleven", is_running)
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "eleven"}}
-    bench.cluster.api.post(f"{bench.path('pods', 'eleven')}/eviction", eviction)
+    bench.cluster.evict(bench.namespace, "eleven")
     ended = bench.until("eleven", lambda found: found["status"]["phase"] == "Failed")
     assert condition(ended, "DisruptionTarget")["reason"] == "EvictionByEvictionAPI"
     bench.cluster.kubectl(
@@ -292,8 +292,8 @@ def test_rule_13_missing_secret_in_a_volume_shows_in_an_event_only(bench: Bench)
 
 def test_rule_13_unknown_image_is_not_pulled(bench: Bench) -> None:
     bench.create("pods", pod("image", container("true", image="trainer:missing")))
-    for reason in ("ErrImagePull", "ImagePullBackOff"):
-        bench.until("image", lambda found, reason=reason: waiting_for(found) == reason)
+    bench.until("image", lambda found: waiting_for(found) == "ErrImagePull")
+    bench.until("image", lambda found: waiting_for(found) == "ImagePullBackOff")
     bench.delete("pods", "image")
     eventually(lambda: not bench.get("pods", "image"))
 

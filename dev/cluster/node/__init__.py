@@ -19,5 +19,6 @@ Differences from a kubelet that a reader of test results should know:
 - Pods share the host's network. Each has an address of its own that maps to a loopback
   address (see `addresses`); names come from a hosts file (see `hosts`).
 - Memory limits are watched, not reserved: see `memory`.
-- Probes: readiness only. No `kubectl exec`, no lifecycle hooks, no timestamps in logs.
+- Probes: readiness only. No `kubectl exec`, no lifecycle hooks, no sidecar containers, no
+  timestamps in logs, Events only for what goes wrong.
 """

@@ -17,6 +17,7 @@ from dev.cluster.node.context import Machine
 from dev.cluster.node.faults import Faults
 from dev.cluster.node.hosts import Hosts
 from dev.cluster.node.images import Images
+from dev.cluster.node.process import Pause, SandboxError
 from dev.cluster.node.server import Server
 from dev.cluster.node.worker import Host
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 async def serve(config: Config) -> None:
     """Run all nodes."""
+    await _try_sandbox(config)
     tls = ssl.create_default_context(cafile=config.ca_file)
     connector = aiohttp.TCPConnector(ssl=tls, limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
@@ -35,6 +37,17 @@ async def serve(config: Config) -> None:
             group.create_task(hosts.run())
             for agent in agents:
                 group.create_task(agent.run())
+
+
+async def _try_sandbox(config: Config) -> None:
+    # Better no node than one on which every pod hangs.
+    folder = Path(config.run_dir) / "pods"
+    folder.mkdir(exist_ok=True)
+    try:
+        await (await Pause.start("trial", sized={}, folder=folder)).stop()
+    except SandboxError as error:
+        print(f"this machine does not let its users make namespaces, which pods need:\n{error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _agents(session: aiohttp.ClientSession, config: Config, *, hosts: Hosts) -> list[Agent]:

@@ -98,7 +98,7 @@ def pod_phase(view: PodView) -> str:
     """Return the phase; a terminal one only when every container has stopped."""
     every = [*view.init, *view.main]
     if any(item.running for item in every):
-        return "Running" if _initialized(view) else "Pending"
+        return "Running" if is_initialized(view) else "Pending"
     if view.ended:
         succeeded = all(item.succeeded for item in every) and not (view.stop and view.stop.reason)
         return "Succeeded" if succeeded else "Failed"
@@ -106,19 +106,29 @@ def pod_phase(view: PodView) -> str:
     return "Running" if has_run else "Pending"
 
 
-def ended_without_running(view: ContainerView) -> dict[str, Any]:
-    """Return the end of a container that a stopping pod never got to start."""
-    message = "The container could not be located when the pod was terminated"
-    return {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown", "message": message}}
+def settle(view: PodView) -> None:
+    """Note that nothing runs any more and nothing will.
+
+    Containers that an ended pod never got to start count as failed, but only once it had
+    initialized: a pod deleted before has no exit code, as with a kubelet.
+    """
+    view.ended = True
+    if view.stop and is_initialized(view):
+        message = "The container could not be located when the pod was terminated"
+        lost = {"exitCode": 137, "reason": "ContainerStatusUnknown", "message": message}
+        for container in view.main:
+            if container.terminated is None:
+                container.state = {"terminated": lost}
 
 
-def _initialized(view: PodView) -> bool:
+def is_initialized(view: PodView) -> bool:
+    """Whether all init containers have succeeded."""
     return all(item.succeeded for item in view.init)
 
 
 def _conditions(view: PodView, phase: str, *, before: Mapping[str, Manifest]) -> list[Manifest]:
     containers_ready = all(item.ready for item in view.main)
-    initialized = _initialized(view)
+    initialized = is_initialized(view)
     unready = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(phase, "ContainersNotReady")
     truths: dict[str, tuple[bool, str]] = {
         "PodReadyToStartContainers": (view.sandboxed and not view.ended, ""),

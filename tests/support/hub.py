@@ -33,7 +33,7 @@ class FakeHub:
     gated: bool = False
     down: bool = False
     break_after: int | None = None
-    """Bytes of the first large file after which the connection breaks, once."""
+    """Bytes after which the connection breaks, once, in the first large file that is longer."""
     damage: bool = False
     """Large files arrive with a wrong byte."""
     endpoint: str = ""
@@ -77,15 +77,15 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        self._answer(body=False)
+        self._answer()
 
     def do_GET(self) -> None:
-        self._answer(body=True)
+        self._answer()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         pass
 
-    def _answer(self, *, body: bool) -> None:
+    def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         hub = self.served
         if hub.down:
@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith(f"api/models/{hub.name}/revision/"):
             self._model(path.rpartition("/")[2])
         elif path.startswith(f"{hub.name}/resolve/"):
-            self._file(path.rpartition("/")[2], body=body)
+            self._file(path.rpartition("/")[2])
         else:
             self._refuse(404 if self._has_token() else 401, "RepoNotFound", "Repository not found")
 
@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         info = {"id": hub.name, "sha": hub.commit, "private": False, "gated": gated, "siblings": hub.files()}
         self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
-    def _file(self, name: str, *, body: bool) -> None:
+    def _file(self, name: str) -> None:
         hub = self.served
         if hub.gated and not self._has_token():
             self._refuse(401, "GatedRepo", "Access to this model is restricted")
@@ -117,8 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": hub.commit, "Accept-Ranges": "bytes"}
         if large:
             headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(content))}
-        if not body:
-            self._head(200, headers | {"Content-Length": str(len(content))})
+        if self.command == "HEAD":
+            self._send(200, content, headers)
             return
         hub.downloads.append(name)
         if large and hub.damage:
@@ -138,8 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, content: bytes, headers: dict[str, str], *, breakable: bool = False) -> None:
         self._head(status, headers | {"Content-Length": str(len(content))})
+        if self.command == "HEAD":
+            return
         cut = self.served.break_after
-        if breakable and cut is not None:
+        if breakable and cut is not None and cut < len(content):
             self.served.break_after = None
             self.wfile.write(content[:cut])
             self.wfile.flush()

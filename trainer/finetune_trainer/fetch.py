@@ -155,9 +155,10 @@ def _fill(model: _Model, target: Path, *, weights: bool) -> None:
 
 def _require_space(model: _Model, names: Iterable[str], folder: Path) -> None:
     """Raise DISK_FULL before the download rather than at its end."""
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    needed, free = sum(model.sizes[name] for name in names), shutil.disk_usage(folder).free + there
-    if needed > free:
+    configuration = set(configuration_files(model.sizes))
+    begun = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name not in configuration)
+    needed, free = sum(model.sizes[name] for name in names), shutil.disk_usage(folder).free
+    if needed > free + begun:
         raise TrainerError(
             ExitCode.DISK_FULL,
             f"The model has {needed / _GIB:.1f} GiB, the cache volume {free / _GIB:.1f} GiB left: raise "

@@ -105,8 +105,8 @@ def test_an_evicted_run_goes_on_from_its_last_checkpoint(start) -> None:
     job.until(lambda: (job.status.get("checkpoint") or {}).get("resumedFromStep", 0) >= 20, what="resume", seconds=WAIT)
 
 
-def at(uri: str, secret: str = "s3") -> dict[str, Any]:
-    return {"uri": uri, "secretRef": {"name": secret}}
+def at(uri: str, *, ref: str = "s3") -> dict[str, Any]:
+    return {"uri": uri, "secretRef": {"name": ref}}
 
 
 BAD = [
@@ -114,7 +114,7 @@ BAD = [
     ("not-json", {"data": "not-json.jsonl"}, "DatasetInvalid", "not-json.jsonl line 3"),
     ("missing-model", {"model": at("s3://models/none")}, "ModelNotFound", "s3://models/none"),
     ("missing-bucket", {"output": at("s3://no-such-bucket/x")}, "BucketNotFound", "no-such-bucket"),
-    ("wrong-credentials", {"dataset": at("s3://data/good.jsonl", "wrong")}, "StorageAccessDenied", "dataset"),
+    ("wrong-credentials", {"dataset": at("s3://data/good.jsonl", ref="wrong")}, "StorageAccessDenied", "dataset"),
 ]
 
 

@@ -17,6 +17,7 @@ from types import FrameType
 from dev.cluster import build
 from dev.cluster.local import Backend, LocalCluster
 from dev.cluster.parts import StartError, end_of
+from dev.cluster.s3 import remove_sockets
 from dev.cluster.state import Process, State
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,7 @@ def down(run_dir: Path) -> bool:
     state.supervisor.end(patience=STOP_PATIENCE)
     for part in state.parts:  # tied to the supervisor: gone, unless something went very wrong
         part.end(patience=1.0)
+    remove_sockets(run_dir / "s3")
     State.remove(run_dir)
     return True
 

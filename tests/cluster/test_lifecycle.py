@@ -14,7 +14,7 @@ import pytest
 from dev.cluster import LocalCluster, S3Server, StartError, build
 from dev.cluster.build import COMPONENTS
 from dev.cluster.state import Process, State
-from tests.cluster.bench import Bench, container, eventually, mounted, pod, processes_that_mention
+from tests.cluster.bench import container, eventually, mounted, pod, processes_that_mention
 from tests.cluster.conftest import FIGURES
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ def run_dir(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "run"
     yield folder
     left = eventually_gone(folder)
-    subprocess.run([*COMMAND, "down", "--run-dir", folder], cwd=ROOT, check=False, capture_output=True)
+    _run("down", "--run-dir", folder)
     assert not left
 
 
@@ -41,35 +41,27 @@ def eventually_gone(folder: Path) -> list[str]:
 
 
 def test_several_clusters_side_by_side_and_down_leaves_nothing(cluster: LocalCluster, run_dir: Path) -> None:
-    started = time.monotonic()
-    up = subprocess.run(
-        [*COMMAND, "up", "--run-dir", run_dir, "--gpus-per-node=2"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    FIGURES.append(f"`up` with control plane, node and S3 server: {time.monotonic() - started:.1f} s")
+    up = _run("up", "--run-dir", run_dir, "--backend=none")
     assert f"export KUBECONFIG='{run_dir}/kubeconfig'" in up.stdout
     state = State.read(run_dir)
     assert state
     assert state.ready
     assert state.server != cluster.server
-    nodes = _kubectl(run_dir, "get", "nodes", "-o", "jsonpath={.items[*].status.capacity.nvidia\\.com/gpu}")
-    assert nodes == "2"
+    assert _kubectl(run_dir, "get", "nodes", "-o", "name") == ""
     _kubectl(run_dir, "create", "namespace", "only-here")
     assert cluster.api.get("/api/v1/namespaces/only-here") is None
-    status = subprocess.run(
-        [*COMMAND, "status", "--run-dir", run_dir], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "is gone" not in status.stdout
-    subprocess.run([*COMMAND, "down", "--run-dir", run_dir], cwd=ROOT, check=True, capture_output=True)
+    assert "is gone" not in _run("status", "--run-dir", run_dir).stdout
+    _run("down", "--run-dir", run_dir)
     assert not eventually_gone(run_dir)
     assert State.read(run_dir) is None
+    ports = json.loads((run_dir / "s3" / "ports.json").read_text()).values()
+    assert not [port for port in ports if list(Path("/tmp").glob(f"seaweedfs-*-{port}.sock"))]
 
 
 def test_killing_the_supervisor_ends_everything(run_dir: Path) -> None:
-    subprocess.run([*COMMAND, "up", "--run-dir", run_dir], cwd=ROOT, capture_output=True, check=True)
+    started = time.monotonic()
+    _run("up", "--run-dir", run_dir)
+    FIGURES.append(f"`up` with control plane, node and S3 server: {time.monotonic() - started:.1f} s")
     mark = f"86400.{time.monotonic_ns()}"
     _kubectl(run_dir, "run", "sleeper", "--image=any", "--restart=Never", "--", "sleep", mark)
     eventually(lambda: processes_that_mention(mark))
@@ -78,19 +70,12 @@ def test_killing_the_supervisor_ends_everything(run_dir: Path) -> None:
     os.kill(state.supervisor.pid, signal.SIGKILL)
     assert not eventually_gone(run_dir)
     assert not processes_that_mention(mark)
-    down = subprocess.run(
-        [*COMMAND, "down", "--run-dir", run_dir], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    assert "ended the cluster" in down.stdout
+    assert "ended the cluster" in _run("down", "--run-dir", run_dir).stdout
 
 
-@pytest.mark.parametrize("moment", ["while it starts", "while it runs"])
-def test_ctrl_c_ends_everything(run_dir: Path, moment: str) -> None:
+def test_ctrl_c_while_it_starts_ends_everything(run_dir: Path) -> None:
     with _foreground(run_dir) as process:
-        log = run_dir / "control-plane" / "kube-apiserver.log"
-        eventually(
-            log.exists if moment == "while it starts" else lambda: (state := State.read(run_dir)) and state.ready
-        )
+        eventually((run_dir / "control-plane" / "kube-apiserver.log").exists)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=30)
     assert "Traceback" not in said
@@ -103,10 +88,7 @@ def test_failed_start_names_the_part_and_shows_its_log(
 ) -> None:
     folder = _binaries_with(run_dir.parent, broken=broken)
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(folder))
-    failed = subprocess.run(
-        [*COMMAND, "up", "--run-dir", run_dir], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert failed.returncode == 1
+    failed = _run("up", "--run-dir", run_dir, "--backend=none", expected=1)
     assert f"{broken} ended while it was starting" in failed.stderr
     assert "boom: no luck today" in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -122,29 +104,29 @@ def test_down_never_kills_a_process_that_has_a_reused_id(run_dir: Path) -> None:
     run_dir.mkdir()
     with subprocess.Popen(["sleep", "60"]) as innocent:
         State(Process("supervisor", innocent.pid, started=1)).write(run_dir)
-        subprocess.run([*COMMAND, "down", "--run-dir", run_dir], cwd=ROOT, check=True, capture_output=True)
+        _run("down", "--run-dir", run_dir)
         assert innocent.poll() is None
         innocent.kill()
 
 
-def test_works_as_an_ordinary_user(run_dir: Path) -> None:
-    # A user namespace that maps us to somebody without any right: no root, no capabilities.
-    if subprocess.run([*AS_ANYBODY, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("this machine does not let users make user namespaces")
-    command = [*AS_ANYBODY, *COMMAND, "up", "--run-dir", str(run_dir), "--foreground"]
-    with _foreground(run_dir, command) as process:
+def test_works_as_an_ordinary_user_and_ctrl_c_ends_everything(run_dir: Path) -> None:
+    # Root becomes somebody without any right, by a user namespace: no root in it, no capabilities.
+    user, prefix = ("12345", AS_ANYBODY) if os.geteuid() == 0 else (str(os.geteuid()), [])
+    with _foreground(run_dir, *prefix) as process:
         eventually(lambda: (state := State.read(run_dir)) and state.ready)
+        gpus = _kubectl(run_dir, "get", "nodes", "-o", "jsonpath={.items[*].status.capacity.nvidia\\.com/gpu}")
+        assert gpus == "2"
         script = "id -u; touch /mnt-point/x /tmp/y; head -c 3000000 /dev/zero > /mnt-point/x || echo full"
-        mount = mounted("small", "/mnt-point")
-        manifest = pod(
-            "anybody", container(script, **mount), volumes=[{"name": "small", "emptyDir": {"sizeLimit": "1Mi"}}]
-        )
+        volume = {"name": "small", "emptyDir": {"sizeLimit": "1Mi"}}
+        manifest = pod("anybody", container(script, **mounted("small", "/mnt-point")), volumes=[volume])
         _kubectl(run_dir, "apply", "-f", "-", manifest=manifest)
         eventually(lambda: _kubectl(run_dir, "get", "pod", "anybody", "-o", "jsonpath={.status.phase}") == "Succeeded")
         said = _kubectl(run_dir, "logs", "anybody").splitlines()
-        assert (said[0], said[-1]) == ("12345", "full")
+        assert (said[0], said[-1]) == (user, "full")
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        ended, _ = process.communicate(timeout=30)
+    assert "Traceback" not in ended
+    assert not eventually_gone(run_dir)
     assert not Path("/mnt-point").exists()
 
 
@@ -163,17 +145,15 @@ def test_s3_server_alone(tmp_path: Path) -> None:
     assert not eventually_gone(tmp_path)
 
 
-def test_backend_none_has_no_nodes(run_dir: Path) -> None:
-    with LocalCluster(run_dir, backend="none", with_s3=False) as cluster:
-        assert cluster.api.get("/api/v1/nodes")["items"] == []
-        bench = Bench(cluster, "default")
-        bench.create("pods", pod("waits", container("true")))
-        assert cluster.kubectl("get", "pod", "waits", "-o", "jsonpath={.status.phase}") == "Pending"
+def _run(*arguments: str | Path, expected: int = 0) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run([*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == expected, done.stderr
+    return done
 
 
-def _foreground(run_dir: Path, command: list[str] | None = None) -> "subprocess.Popen[str]":
-    command = command or [*COMMAND, "up", "--run-dir", str(run_dir), "--foreground"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def _foreground(run_dir: Path, *prefix: str) -> "subprocess.Popen[str]":
+    command = [*COMMAND, "up", "--run-dir", str(run_dir), "--foreground", "--gpus-per-node=2"]
+    return subprocess.Popen([*prefix, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def _kubectl(run_dir: Path, *arguments: str, manifest: object = None) -> str:

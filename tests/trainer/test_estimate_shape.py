@@ -1,0 +1,178 @@
+"""The estimate knows real models: parameter counts within one percent, and saved activations as torch counts them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from finetune_contract.estimate import GIB, Tuning, adapter_parameters, estimate
+from finetune_contract.shape import ModelShape, UnknownShapeError
+from finetune_contract.spec import Lora, Method, Precision, Quantization
+
+SMALL = {
+    "vocab_size": 1000,
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+GPT2 = {"vocab_size": 1000, "n_embd": 128, "n_layer": 3, "n_head": 8, "n_positions": 512}
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+
+# PEFT asks transformers by an old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def make(family: str, settings: dict[str, Any]) -> Any:
+    """Return a random model of a family."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings, **special))
+
+
+def shape_of(model: Any) -> ModelShape:
+    """Return the shape as prepare sees it: from the JSON that transformers writes."""
+    return ModelShape.from_config_json(json.loads(model.config.to_json_string()))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", SMALL),
+        ("llama", {**SMALL, "tie_word_embeddings": True, "head_dim": 32}),
+        ("mistral", SMALL),
+        ("qwen2", SMALL),
+        ("qwen3", {**SMALL, "head_dim": 32}),
+        ("gemma", {**SMALL, "head_dim": 16}),
+        ("gemma2", {**SMALL, "head_dim": 16}),
+        ("phi3", SMALL),
+        ("gpt2", GPT2),
+        ("gpt_neox", {**SMALL, "num_key_value_heads": None}),
+        ("mixtral", {**SMALL, **EXPERTS}),
+        ("qwen3_moe", {**SMALL, **EXPERTS, "head_dim": 16, "moe_intermediate_size": 64}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_parameters_are_counted_within_one_percent(family: str, settings: dict[str, Any]) -> None:
+    model = make(family, {name: value for name, value in settings.items() if value is not None})
+    assert shape_of(model).parameters() == pytest.approx(model.num_parameters(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "billions"),
+    [
+        (
+            {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+             "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "tie_word_embeddings": False},
+            8.03,
+        ),
+        (
+            {"model_type": "qwen2", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
+             "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False},
+            7.62,
+        ),
+        (
+            {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257,
+             "n_positions": 1024},
+            0.124,
+        ),
+        (
+            {"model_type": "gemma3", "text_config": {
+                "model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34, "num_attention_heads": 8,
+                "num_key_value_heads": 4, "head_dim": 256, "intermediate_size": 10240, "vocab_size": 262208}},
+            3.88,
+        ),
+    ],
+    ids=["Llama 3.1 8B", "Qwen 2.5 7B", "GPT-2", "the language part of Gemma 3 4B"],
+)  # fmt: skip
+def test_published_sizes_are_met(config: dict[str, Any], billions: float) -> None:
+    assert ModelShape.from_config_json(config).parameters() / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("targets", "rank"), [(("all-linear",), 16), (("q_proj", "v_proj"), 8), (("o_proj", "down_proj"), 4)]
+)
+def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...], rank: int) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = make("llama", SMALL)
+    expected = adapter_parameters(shape_of(model), rank=rank, targets=targets)
+    wanted = targets[0] if targets == ("all-linear",) else list(targets)
+    tuned = get_peft_model(model, LoraConfig(r=rank, target_modules=wanted, task_type="CAUSAL_LM"))
+    assert expected == sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+
+
+def tuning(method: Method = Method.LORA, **changes: Any) -> Tuning:
+    settings: dict[str, Any] = {
+        "method": method,
+        "precision": Precision.BFLOAT16,
+        "lora": Lora(),
+        "quantization": Quantization(),
+        "micro_batch": 1,
+        "sequence_length": 2048,
+        "recompute": False,
+    }
+    return Tuning(**{**settings, **changes})
+
+
+def saved_bytes(model: Any, tokens: int) -> int:
+    """Return what torch keeps of one forward pass for the backward pass, weights left out."""
+    import torch
+
+    kept: dict[int, int] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.base_model.model.model(torch.randint(3, 1000, (1, tokens)), use_cache=False).last_hidden_state
+    assert hidden.requires_grad
+    return sum(kept.values())
+
+
+def test_activations_are_what_torch_saves() -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    model = make("llama", {**SMALL, "attn_implementation": "sdpa"})
+    shape = shape_of(model)
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.manual_seed(0)
+    found = saved_bytes(tuned, 256)
+    wanted = estimate(shape, tuning(precision=Precision.FLOAT32, sequence_length=256)).breakdown["activations"]
+    assert wanted == pytest.approx(found, rel=0.25)
+
+
+LLAMA_8B = ModelShape.from_config_json(
+    {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+     "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "max_position_embeddings": 131072}
+)  # fmt: skip
+
+
+def test_the_methods_need_what_their_papers_say() -> None:
+    lora, qlora, full = (estimate(LLAMA_8B, tuning(method, recompute=True)) for method in Method)
+    assert lora.breakdown["weights"] / 1e9 == pytest.approx(16.06, rel=0.01)
+    assert 5.0 < qlora.breakdown["weights"] / 1e9 < 6.0  # 4 bits a weight, embeddings in 16
+    assert full.breakdown["gradients"] + full.breakdown["optimizer"] == 12 * LLAMA_8B.parameters()
+    assert qlora.per_gpu_bytes < 12 * GIB < lora.per_gpu_bytes < 24 * GIB < 100 * GIB < full.per_gpu_bytes
+    assert all(one.per_gpu_bytes == sum(one.breakdown.values()) for one in (lora, qlora, full))
+
+
+def test_recomputation_saves_activations_only() -> None:
+    kept, recomputed = (estimate(LLAMA_8B, tuning(recompute=again)).breakdown for again in (False, True))
+    assert recomputed["activations"] < kept["activations"] / 10
+    assert {**kept, "activations": 0} == {**recomputed, "activations": 0}
+
+
+def test_what_every_decoder_has_must_be_there() -> None:
+    with pytest.raises(UnknownShapeError, match=r"config\.json has no num_hidden_layers"):
+        ModelShape.from_config_json({"hidden_size": 8, "num_attention_heads": 2, "vocab_size": 9})

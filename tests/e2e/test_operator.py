@@ -159,5 +159,19 @@ def test_an_operator_that_is_killed_and_restarted_loses_nothing_and_doubles_noth
     assert [len(job.children()) for job in jobs] == [2, 3, 2]
 
 
+def test_a_result_whose_pod_is_gone_before_it_was_read_is_collected_without_a_gpu(start, operator) -> None:
+    job = start("train=nap")
+    job.reaches("Running")
+    train = job.status["job"]["name"]
+    operator.kill()
+    job.until(lambda: job.get("job", train)["status"].get("succeeded") == 1, what="end of the training Job")
+    job.kubectl("delete", "pod", "-l", f"batch.kubernetes.io/job-name={train}", "--force", "--grace-period=0")
+    operator.start()
+    status = job.reaches("Succeeded")
+    assert (status["lastFailure"]["reason"], status["restarts"]["failures"]) == ("ResultLost", 0)
+    assert job.children()[-1]["spec"]["template"]["spec"]["containers"][0]["command"][-1] == "collect"
+    assert status["outputs"]["adapter"]["sha256"] == "b" * 64
+
+
 def _exists(job: RunningJob) -> bool:
     return bool(job.kubectl("get", "ftj", job.name, "--ignore-not-found", "-o", "name"))

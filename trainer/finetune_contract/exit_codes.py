@@ -53,6 +53,7 @@ class ExitCode(IntEnum):
     HUB_UNAVAILABLE = 41
     DISK_FULL = 42
     PREPARED_DATA_CHANGED = 43
+    RESULT_MISSING = 44
     INTERNAL_ERROR = 50
     PREEMPTED = 60
 
@@ -110,6 +111,8 @@ FAILURES: tuple[Failure, ...] = (
             "The pod's disk is full: raise resources.ephemeralStorage."),
     Failure(_C.PREPARED_DATA_CHANGED, "PreparedDataChanged", _F.INFRASTRUCTURE,
             "The prepared shards in storage are not those that prepare wrote."),
+    Failure(_C.RESULT_MISSING, "ResultMissing", _F.INFRASTRUCTURE,
+            "A run said that it was complete, and its manifest is not in storage: it is trained again."),
     Failure(_C.INTERNAL_ERROR, "InternalError", _F.INFRASTRUCTURE,
             "An error that the trainer does not know: please report it with the log."),
     Failure(_C.PREEMPTED, "Preempted", _F.DISRUPTED,

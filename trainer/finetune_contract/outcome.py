@@ -18,7 +18,7 @@ from finetune_contract.prepared import DatasetSummary, Estimate, Resolved
 
 MAX_MESSAGE_BYTES = 2000
 
-Stage = Literal["prepare", "fetch", "train"]
+Stage = Literal["prepare", "fetch", "train", "collect"]
 
 
 class OutputFile(Model):

@@ -73,6 +73,11 @@ def _perform(stage: Stage, config: RunConfig, env: Environment) -> TerminationMe
 
             trained, sha256 = run_train(config, env)
             return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED, sha256=sha256, trained=trained)
+        case "collect":
+            from finetune_trainer.collect import run_collect
+
+            trained, sha256 = run_collect(config)
+            return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED, sha256=sha256, trained=trained)
 
 
 def _names(config: RunConfig) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 `s3://fake/<stage>=<act>,...` where an act is `ok` (the default), `exit-<code>`, `run` (train until SIGTERM, then exit
 with the code for preemption), `hang` (ignore SIGTERM), `post` (report progress, then run), `silent` (exit 0 and say
-nothing), `once-<code>` (fail so in the first attempt only).
+nothing), `nap` (take four seconds), `once-<code>` (fail so in the first attempt only).
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def main(stage: str) -> int:
         doing = "exit-" + doing.removeprefix("once-") if CONFIG["job"]["attempt"] == 1 else "ok"
     if doing.startswith("exit-"):
         return _fails(stage, int(doing.removeprefix("exit-")))
+    if doing == "nap":
+        time.sleep(4)
     if doing == "silent":
         return 0
     if doing in ("run", "hang", "post"):

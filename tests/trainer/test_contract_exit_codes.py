@@ -104,7 +104,7 @@ def _cpu_out_of_memory() -> Exception:
             id="safetensors on a full disk",
         ),
         pytest.param(lambda: _wrapped(OSError(errno.ENOSPC, "")), ExitCode.DISK_FULL, id="wrapped ENOSPC"),
-        pytest.param(lambda: MemoryError(), ExitCode.OUT_OF_MEMORY, id="MemoryError"),
+        pytest.param(MemoryError, ExitCode.OUT_OF_MEMORY, id="MemoryError"),
         pytest.param(_torch_out_of_memory, ExitCode.OUT_OF_MEMORY, id="torch on a GPU"),
         pytest.param(_cpu_out_of_memory, ExitCode.OUT_OF_MEMORY, id="torch on the CPU"),
         pytest.param(

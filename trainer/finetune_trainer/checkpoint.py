@@ -99,8 +99,9 @@ def prune(*, keep: int, config: RunConfig, store: Store) -> None:
 class CheckpointUploader:
     """Stores checkpoints in the background, one after the other, and rides out a storage that is away for a while."""
 
-    def __init__(self, *, config: RunConfig, store: Store, patience: float = PATIENCE) -> None:
-        self._config, self._store, self._patience = config, store, patience
+    def __init__(self, *, config: RunConfig, store: Store, patience: float | None = None) -> None:
+        self._config, self._store = config, store
+        self._patience = PATIENCE if patience is None else patience
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._hurried = threading.Event()

@@ -1,7 +1,7 @@
 """The results: written to a local folder, uploaded, checked, and made valid by the manifest, which comes last.
 
-Everything but the manifest can be written again by another attempt, and is then the same: nothing in these files
-depends on the time or the machine.
+Everything but the manifest can be written again by another attempt: the weights are then the same bytes, since nothing
+in them depends on the time or the machine.
 """
 
 from __future__ import annotations

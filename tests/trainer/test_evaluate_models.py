@@ -1,0 +1,189 @@
+"""Base against tuned: what is asked, what is kept, and how answers are made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from finetune_contract.exit_codes import ExitCode
+from finetune_trainer.dataset import Data, Question, batches_by_length
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluate import BASE_RESULTS, sample_prompt
+from finetune_trainer.generate import answers
+from finetune_trainer.model import load_base
+from finetune_trainer.preemption import PREEMPTION
+from tests.support.prepared import tiny_model
+from tests.support.training import THIRD_PARTY, forget_preemption, make_case, train
+
+pytestmark = THIRD_PARTY
+
+ASKED = {"evaluation": {"metrics": ["exactMatch"], "maxNewTokens": 3, "samples": {"prompts": ["1 plus 1"]}}}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def model(model_folder: Path) -> Any:
+    return load_base(model_folder, dtype=torch.float32)
+
+
+@pytest.fixture
+def tokenizer(model_folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(model_folder)
+
+
+def ask(model: Any, tokenizer: Any, prompts: list[Any], **limits: int) -> list[str]:
+    return answers(model, tokenizer, prompts, **{"max_new_tokens": 6, "max_prompt_tokens": 200, **limits})
+
+
+def test_an_answer_does_not_depend_on_its_batch(model: Any, tokenizer: Any) -> None:
+    prompts = [" plus ".join(str(n) for n in range(length)) for length in (2, 9, 4, 30, 1, 3, 12, 5, 7, 20, 6)]
+
+    together = ask(model, tokenizer, prompts)
+
+    assert together == [ask(model, tokenizer, [prompt])[0] for prompt in prompts]
+
+
+def test_answers_are_greedy_whatever_the_model_says(model: Any, tokenizer: Any) -> None:
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 5.0
+
+    assert ask(model, tokenizer, ["1 plus 2"]) == ask(model, tokenizer, ["1 plus 2"])
+
+
+def test_a_chat_is_asked_through_its_template(model: Any, tokenizer: Any) -> None:
+    chat = [{"role": "user", "content": "1 plus 2"}]
+
+    assert ask(model, tokenizer, [chat]) == ask(model, tokenizer, ["user : 1 plus 2 assistant :"])
+
+
+def test_answers_leave_the_model_as_it_was(model: Any, tokenizer: Any) -> None:
+    model.train()
+    model.config.use_cache = False
+    state = torch.get_rng_state()
+
+    ask(model, tokenizer, ["1 plus 2"])
+
+    assert model.training
+    assert model.config.use_cache is False
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_prompt_that_is_too_long_keeps_its_end(model: Any, tokenizer: Any) -> None:
+    long = " plus ".join(["3"] * 100)
+
+    assert ask(model, tokenizer, [long], max_prompt_tokens=9) == ask(model, tokenizer, [" plus ".join(["3"] * 5)])
+
+
+def test_a_batch_that_does_not_fit_is_halved(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = ["1 plus 2", "3 plus 4", "5 plus 6"]
+    expected = ask(model, tokenizer, prompts)
+    generate, sizes = type(model).generate, []
+
+    def fits_one(self: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "generate", fits_one)
+
+    assert ask(model, tokenizer, prompts) == expected
+    assert sizes == [3, 1, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("questions", "expected"),
+    [
+        ([Question([{"role": "user", "content": "a"}], "b")], [{"role": "user", "content": "hello"}]),
+        ([Question("a", "b")], "hello"),
+        ([], "hello"),
+    ],
+)
+def test_samples_are_asked_as_the_data_are(tokenizer: Any, questions: list[Question], expected: object) -> None:
+    data = Data(train=None, validation=[], questions=questions)
+
+    assert sample_prompt("hello", data=data, tokenizer=tokenizer) == expected
+
+
+def test_batches_hold_all_rows_within_their_budget() -> None:
+    rows = [{"input_ids": [0] * length, "labels": [0] * length} for length in (5, 1, 30, 8, 8, 3, 2)]
+
+    batches = list(batches_by_length(rows, max_tokens=16))
+
+    assert sorted(len(row["input_ids"]) for batch in batches for row in batch) == [1, 2, 3, 5, 8, 8, 30]
+    assert all(len(batch) == 1 or len(batch) * len(batch[0]["input_ids"]) <= 16 for batch in batches)
+
+
+def test_the_base_model_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(tmp_path, spec=ASKED, total_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune_trainer.train._train", _stopped)
+        with pytest.raises(TrainerError):
+            train(case)
+    kept = json.loads((case.run / BASE_RESULTS).read_text())
+    kept["measured"]["samples"] = ["from the first attempt"]
+    (case.run / BASE_RESULTS).write_text(json.dumps(kept))
+
+    second = train(case.attempt(2))
+
+    assert second.evaluation["samples"][0]["base"] == "from the first attempt"
+
+
+def _stopped(*_: object) -> None:
+    raise TrainerError(ExitCode.PREEMPTED, "stopped")
+
+
+@pytest.mark.parametrize("change", [{"configHash": "other"}, {"preparedSha256": "other"}])
+def test_results_of_other_settings_are_not_taken(tmp_path: Path, change: dict[str, str]) -> None:
+    case = make_case(tmp_path, spec=ASKED, total_steps=2)
+    measured = {"scores": {"loss": 99.0}, "answers": [], "samples": ["stale"]}
+    stale = {"configHash": case.config.config_hash, "preparedSha256": case.config.prepared_sha256, "measured": measured}
+    (case.run / BASE_RESULTS).write_text(json.dumps({**stale, **change}))
+
+    assert train(case).result.evaluation.base.loss < 99  # type: ignore[union-attr, operator]
+
+
+def test_the_base_is_the_same_for_every_method(tmp_path: Path) -> None:
+    lora, full = (
+        train(make_case(tmp_path / method, method=method, spec=ASKED, total_steps=2)) for method in ("LoRA", "Full")
+    )
+
+    assert lora.evaluation["base"] == full.evaluation["base"]
+
+
+def test_a_model_that_learnt_the_answers_matches_them(tmp_path: Path) -> None:
+    """Overfit on purpose: the held-out examples are trained on, by hand."""
+    case = make_case(tmp_path, method="Full", spec=ASKED, total_steps=150, learning_rate=1e-2, eval_every_steps=50)
+    prepared = case.run / "prepared"
+    train_shard, held_out = prepared / "train-00000.parquet", prepared / "validation-00000.parquet"
+    train_shard.write_bytes(held_out.read_bytes())
+    text = (prepared / "prepared.json").read_text()
+    shards = {shard["split"]: shard for shard in json.loads(text)["shards"]}
+    text = text.replace(shards["train"]["sha256"], shards["validation"]["sha256"])
+    (prepared / "prepared.json").write_text(text)
+    config = case.config.model_copy(update={"prepared_sha256": None})
+
+    outcome = train(type(case)(config, case.env, case.run))
+
+    assert outcome.evaluation["tuned"]["exactMatch"] == 1.0
+    assert outcome.evaluation["base"]["exactMatch"] == 0.0
+    assert outcome.evaluation["tuned"]["loss"] < 0.1
+
+
+def test_a_signal_stops_an_evaluation_between_two_batches(model: Any, tokenizer: Any) -> None:
+    PREEMPTION.request()
+    try:
+        with pytest.raises(TrainerError) as failure:
+            ask(model, tokenizer, ["1 plus 2"])
+    finally:
+        forget_preemption()
+    assert failure.value.code is ExitCode.PREEMPTED

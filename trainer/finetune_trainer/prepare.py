@@ -151,6 +151,7 @@ def _read_data(config: RunConfig, model: BaseModel, scratch: Path) -> Data:
         split = choose_split(seen.prompts, seen.wholes, source.validation.fraction)
         said.append(f"{seen.examples} examples ({seen.format}), {split.held_out} held out")
     with _phase("tokens") as said:
+        started = time.monotonic()
         encoder = Encoder(model.tokenizer, shape=seen.format, loss=choose_loss(config.spec, seen.format))
         held_out = HeldOut(config.spec.evaluation.max_examples)
         tokens = tokenise(
@@ -158,9 +159,9 @@ def _read_data(config: RunConfig, model: BaseModel, scratch: Path) -> Data:
         )
         (scratch / paths.PREPARED_DIR).mkdir()
         held_out.write(scratch / paths.PREPARED_DIR / HELD_OUT)
-        said.append(
-            f"{sum(tokens.lengths)} tokens; the first example, what is trained on in ⟦⟧:\n{tokens.first_example}"
-        )
+        rate = seen.examples / (time.monotonic() - started)
+        said.append(f"{sum(tokens.lengths)} tokens, {rate:.0f} examples a second")
+    log.info("the first example, what is trained on in ⟦⟧:\n%s", tokens.first_example)
     shutil.rmtree(scratch / "data", ignore_errors=True)
     return Data(files, seen, split, tokens, measure(tokens.lengths), encoder.stop_ids)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_contract.spec import Method
@@ -110,9 +110,3 @@ def _about_split(seen: Observed) -> Iterator[str]:
             f"{seen.held_out} of {seen.examples} examples are held out, since many share a prompt and those stay "
             "together: more varied prompts give an evener split."
         )
-
-
-def count_containing(texts: Iterable[str], tokens: Iterable[str]) -> int:
-    """Return how many of the texts contain one of the tokens."""
-    wanted = tuple(tokens)
-    return sum(any(token in text for token in wanted) for text in texts)

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from finetune_trainer.errors import AlreadyExistsError, TrainerError
+from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.storage.digest import hash_file
 from finetune_trainer.storage.failures import unreachable
 
@@ -47,6 +48,7 @@ def download_ranges(remote: Remote, path: Path) -> str:
     digest = hash_file(part)
     with part.open("ab") as file:
         for piece in _in_order(remote, start=file.tell()):
+            PREEMPTION.check()  # what is there is kept: the next attempt goes on from it
             file.write(piece)
             digest.update(piece)
         file.flush()

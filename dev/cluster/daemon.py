@@ -82,14 +82,10 @@ def run_in_foreground(run_dir: Path, shape: Shape = Shape()) -> None:
         signal.signal(number, _interrupt)
     cluster = LocalCluster(run_dir, nodes=shape.nodes, gpus=shape.gpus_per_node, backend=shape.backend)
     supervisor = Process.of("supervisor", os.getpid())
-    started = time.monotonic()
+    cluster.take_folder()
+    State(supervisor).write(cluster.run_dir)  # before it is ready: `down` can end a start, too
     try:
-        with cluster:
-            State(supervisor).write(cluster.run_dir)
-            state = _describe(cluster, supervisor)
-            state.write(cluster.run_dir)
-            print(f"ready after {time.monotonic() - started:.1f} s\n{summary(state)}", flush=True)
-            _watch(cluster)
+        _supervise(cluster, supervisor)
     except KeyboardInterrupt:
         print("ended", flush=True)
     finally:
@@ -104,6 +100,15 @@ def summary(state: State) -> str:
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _supervise(cluster: LocalCluster, supervisor: Process) -> None:
+    started = time.monotonic()
+    with cluster:
+        state = _describe(cluster, supervisor)
+        state.write(cluster.run_dir)
+        print(f"ready after {time.monotonic() - started:.1f} s\n{summary(state)}", flush=True)
+        _watch(cluster)
 
 
 def _describe(cluster: LocalCluster, supervisor: Process) -> State:

@@ -59,13 +59,26 @@ class LocalCluster:
 
     def start(self) -> None:
         """Start everything, or nothing: a part that fails takes the others down with it."""
-        self._take_folder()
+        self.take_folder()
         try:
             self.binaries = build.assets()
             self._start_parts()
         except BaseException:
             self.stop()
             raise
+
+    def take_folder(self) -> None:
+        """Reserve the run folder; `start` does so itself if nobody has."""
+        if self._lock is not None:
+            return
+        self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (self.run_dir / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise StartError(f"another cluster runs in {self.run_dir}") from error
+        self._lock = lock
 
     def stop(self) -> None:
         """End everything; the folder stays, with its logs."""
@@ -152,16 +165,6 @@ class LocalCluster:
         if self.control_plane is None:
             raise StartError("the cluster has not been started")
         return self.control_plane.credentials("admin")
-
-    def _take_folder(self) -> None:
-        self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (self.run_dir / "lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise StartError(f"another cluster runs in {self.run_dir}") from error
-        self._lock = lock
 
     def _start_parts(self) -> None:
         self.control_plane = ControlPlane(self.run_dir, binaries=self.binaries, nodes=self.node_names)

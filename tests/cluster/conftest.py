@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from dev.cluster import LocalCluster
+from dev.cluster.node.images import Image
 from tests.cluster.bench import Bench, container, eventually, is_running, pod
 
 NODES = 4
@@ -25,7 +26,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     started = time.monotonic()
-    cluster = LocalCluster(tmp_path_factory.mktemp("cluster"), nodes=NODES, gpus=4, with_s3=False)
+    cluster = LocalCluster(
+        tmp_path_factory.mktemp("cluster"),
+        nodes=NODES,
+        gpus=4,
+        with_s3=False,
+        labels={"nvidia.com/gpu.product": "pretend"},
+        images={"speaker": Image({"GREETING": "hello"}, ["sh", "-c", "echo $GREETING"], "/srv")},
+        allowed_images=["trainer:*", "speaker:*"],
+    )
     with cluster:
         FIGURES.append(f"control plane and {NODES} nodes ready after {time.monotonic() - started:.1f} s")
         _doom(cluster)

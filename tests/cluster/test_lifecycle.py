@@ -73,10 +73,14 @@ def test_killing_the_supervisor_ends_everything(run_dir: Path) -> None:
     assert "ended the cluster" in _run("down", "--run-dir", run_dir).stdout
 
 
-def test_ctrl_c_while_it_starts_ends_everything(run_dir: Path) -> None:
+@pytest.mark.parametrize("how", ["Ctrl-C", "down"])
+def test_a_start_can_be_ended(run_dir: Path, how: str) -> None:
     with _foreground(run_dir) as process:
         eventually((run_dir / "control-plane" / "kube-apiserver.log").exists)
-        process.send_signal(signal.SIGINT)
+        if how == "down":
+            _run("down", "--run-dir", run_dir)
+        else:
+            process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=30)
     assert "Traceback" not in said
     assert not eventually_gone(run_dir)

@@ -1,15 +1,10 @@
-"""The sixteen rules that the control plane relies on, each against the real control plane.
+"""Rules 1 to 7 and 13: what a pod goes through, told step by step.
 
-They are numbered as in docs and in `dev/cluster/node`: what a pod goes through, what the Job
-controller concludes from it, and what a node owes the rest of the cluster.
+The sixteen rules are what the control plane relies on from a node. Each is tested against
+the real control plane, and numbered as everywhere in this project.
 """
 
-import json
-from pathlib import Path
 
-import pytest
-
-from dev.cluster.local import LocalCluster
 from tests.cluster.bench import (
     Bench,
     Manifest,
@@ -23,12 +18,7 @@ from tests.cluster.bench import (
     pod,
     state,
     waiting_for,
-    watched,
 )
-from tests.cluster.conftest import DELETED, LOST
-
-TRACKING = "batch.kubernetes.io/job-tracking"
-FAIL_ON_ANY_CODE = {"action": "FailJob", "onExitCodes": {"operator": "NotIn", "values": [0]}}
 
 
 def test_rule_01_bound_pod_is_pending_with_waiting_containers(bench: Bench) -> None:
@@ -187,89 +177,6 @@ def test_rule_07_grace_over_means_killed(bench: Bench) -> None:
     )
 
 
-def test_rule_08_the_tracking_finalizer_is_the_job_controllers(bench: Bench, tmp_path: Path) -> None:
-    # With a podFailurePolicy: without one the Job counts a pod as failed when it is deleted.
-    policy = {"rules": [_rule_for(99)]}
-    with watched(bench, "pods", tmp_path / "seen.json"):
-        bench.create("jobs", job("eight", container("sleep 60"), podFailurePolicy=policy))
-        (found,) = eventually(lambda: [found for found in bench.pods_of("eight") if is_running(found)])
-        bench.delete("pods", found["metadata"]["name"])
-        eventually(lambda: is_true(bench.get("jobs", "eight"), "Failed"))
-    seen = _objects((tmp_path / "seen.json").read_text())
-    tracked = [TRACKING in item["metadata"].get("finalizers", []) for item in seen]
-    terminal = [item["status"]["phase"] == "Failed" for item in seen]
-    assert tracked[0]
-    assert tracked[terminal.index(True)]  # the end was told first
-    ours = [entry for item in seen for entry in item["metadata"]["managedFields"] if entry["manager"] == "process-node"]
-    assert ours
-    assert all("f:metadata" not in entry["fieldsV1"] for entry in ours)
-
-
-def test_rule_09_deleted_pod_of_a_job_counts_only_once_failed(bench: Bench) -> None:
-    # With a podFailurePolicy the Job waits for the phase Failed, and would wait for ever without it.
-    slow = container("trap 'sleep 2; exit 5' TERM; while :; do sleep 0.1; done")
-    manifest = job("nine", slow, backoffLimit=1, podFailurePolicy={"rules": [_rule_for(99)]})
-    manifest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 20
-    bench.create("jobs", manifest)
-    (found,) = eventually(lambda: [found for found in bench.pods_of("nine") if is_running(found)])
-    bench.delete("pods", found["metadata"]["name"])
-    eventually(lambda: bench.get("jobs", "nine")["status"].get("terminating") == 1)
-    assert "failed" not in bench.get("jobs", "nine")["status"]
-    eventually(lambda: bench.get("jobs", "nine")["status"].get("failed") == 1)
-
-
-@pytest.mark.parametrize("place", ["containers", "initContainers"])
-def test_rule_10_exit_codes_of_both_kinds_decide_the_job(bench: Bench, place: str) -> None:
-    failing, fine = container("exit 42", name="failing"), container("true", name="fine")
-    template = {"initContainers": [failing]} if place == "initContainers" else {}
-    containers = [fine] if template else [failing, fine]
-    policy = {"rules": [_rule_for(42)]}
-    bench.create("jobs", job("ten", *containers, template=template, backoffLimit=5, podFailurePolicy=policy))
-    ended = eventually(lambda: (found := bench.get("jobs", "ten")) and is_true(found, "Failed") and found)
-    assert condition(ended, "Failed")["reason"] == "PodFailurePolicy"
-    assert "exit code 42" in condition(ended, "Failed")["message"]
-
-
-def test_rule_11_what_others_say_about_a_pod_survives(bench: Bench) -> None:
-    held = {"finalizers": ["example.com/held"]}
-    bench.create("pods", pod("eleven", container("sleep 60"), metadata=held))
-    bench.until("eleven", is_running)
-    bench.cluster.evict(bench.namespace, "eleven")
-    ended = bench.until("eleven", lambda found: found["status"]["phase"] == "Failed")
-    assert condition(ended, "DisruptionTarget")["reason"] == "EvictionByEvictionAPI"
-    bench.cluster.kubectl(
-        f"--namespace={bench.namespace}", "patch", "pod", "eleven", "--patch", '{"metadata":{"finalizers":null}}'
-    )
-
-
-def test_rule_11_a_node_under_pressure_says_so_itself(bench: Bench) -> None:
-    bench.create("pods", pod("pressed", container("sleep 60"), nodeName="node-1"))
-    bench.until("pressed", is_running)
-    bench.cluster.node("node-1").evict_for_pressure(bench.namespace, "pressed")
-    ended = bench.until("pressed", lambda found: found["status"]["phase"] == "Failed")
-    assert ended["status"]["reason"] == "Evicted"
-    assert condition(ended, "DisruptionTarget")["reason"] == "TerminationByKubelet"
-
-
-def test_rule_12_a_job_fails_only_after_its_pods_have_ended(bench: Bench) -> None:
-    slow = "trap 'sleep 2; exit 1' TERM; while :; do sleep 0.1; done"
-    script = f"test $JOB_COMPLETION_INDEX = 1 || {{ sleep 1; exit 42; }}; {slow}"
-    manifest = job(
-        "twelve",
-        container(script),
-        template={"terminationGracePeriodSeconds": 20},
-        completionMode="Indexed",
-        completions=2,
-        parallelism=2,
-        podFailurePolicy={"rules": [FAIL_ON_ANY_CODE]},
-    )
-    bench.create("jobs", manifest)
-    targeted = eventually(lambda: (found := bench.get("jobs", "twelve")) and is_true(found, "FailureTarget") and found)
-    assert not is_true(targeted, "Failed")
-    eventually(lambda: is_true(bench.get("jobs", "twelve"), "Failed"))
-    assert {item["status"]["phase"] for item in bench.pods_of("twelve")} <= {"Failed"}
-
-
 def test_rule_13_missing_secret_in_env_waits_and_then_goes_on(bench: Bench) -> None:
     source = {"secretRef": {"name": "late"}, "prefix": "MODEL_"}
     bench.create("pods", pod("waits", container("test $MODEL_KEY = value", envFrom=[source])))
@@ -303,120 +210,6 @@ def test_rule_13_deadline_fails_the_pod(bench: Bench) -> None:
     assert (ended["status"]["phase"], ended["status"]["reason"]) == ("Failed", "DeadlineExceeded")
 
 
-def test_rule_14_lease_is_renewed(bench: Bench) -> None:
-    lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node-0"
-    renewed = bench.cluster.api.get(lease)["spec"]["renewTime"]
-    eventually(lambda: bench.cluster.api.get(lease)["spec"]["renewTime"] > renewed)
-    assert is_true(_node(bench.cluster, "node-0"), "Ready")
-
-
-def test_rule_14_lost_node_is_noticed_and_its_pods_are_evicted(cluster: LocalCluster) -> None:
-    # It was lost at the very start; its pod tolerates that for a second.
-    bench, name = Bench(cluster, "default"), f"on-{LOST}"
-    found = bench.until(name, lambda found: "deletionTimestamp" in found["metadata"])
-    assert condition(_node(cluster, LOST), "Ready")["status"] == "Unknown"
-    assert condition(found, "DisruptionTarget")["reason"] == "DeletionByTaintManager"
-    assert found["status"]["phase"] == "Running"  # nobody is there to say otherwise
-    cluster.node(LOST).recover()
-    eventually(lambda: is_true(_node(cluster, LOST), "Ready"))
-    eventually(lambda: not bench.get("pods", name))
-
-
-def test_rule_15_index_and_hostname_reach_the_container(bench: Bench) -> None:
-    manifest = job(
-        "fifteen",
-        container("echo $JOB_COMPLETION_INDEX $(hostname)"),
-        completionMode="Indexed",
-        completions=2,
-        parallelism=2,
-    )
-    bench.create("jobs", manifest)
-    eventually(lambda: is_true(bench.get("jobs", "fifteen"), "Complete"))
-    said = {bench.logs(found["metadata"]["name"]) for found in bench.pods_of("fifteen")}
-    assert said == {"0 fifteen-0\n", "1 fifteen-1\n"}
-
-
-def test_rule_16_pods_have_addresses_and_names_and_reach_each_other(bench: Bench) -> None:
-    bench.create("services", {"metadata": {"name": "gang"}, "spec": {"clusterIP": "None", "selector": {"gang": "a"}}})
-    server = (
-        "import socket; server = socket.create_server((socket.gethostbyname(socket.gethostname()), 29555));"
-        "server.accept()[0].sendall(b'hello')"
-    )
-    client = """
-import socket, time
-for _ in range(200):
-    try:
-        print(socket.create_connection(("gang-0.gang", 29555), 1).recv(5).decode(), flush=True)
-        break
-    except OSError:
-        time.sleep(0.1)
-"""
-    script = f"import os; exec({client!r} if os.environ['JOB_COMPLETION_INDEX'] == '1' else {server!r})"
-    manifest = job(
-        "gang",
-        container(["python", "-c", script]),
-        template={"subdomain": "gang"},
-        completionMode="Indexed",
-        completions=2,
-        parallelism=2,
-    )
-    manifest["spec"]["template"]["metadata"] = {"labels": {"gang": "a"}}
-    bench.create("jobs", manifest)
-    eventually(lambda: is_true(bench.get("jobs", "gang"), "Complete"))
-    pods = bench.pods_of("gang")
-    addresses = {found["status"]["podIP"] for found in pods}
-    assert len(addresses) == 2
-    assert not any(address.startswith("127.") for address in addresses)
-    assert "hello\n" in {bench.logs(found["metadata"]["name"]) for found in pods}
-
-
-def test_rule_16_a_server_of_the_host_is_reached_through_a_service(bench: Bench, tmp_path: Path) -> None:
-    # As the operator's leader does: a Service without a selector, and an EndpointSlice for it.
-    bench.create("services", {"metadata": {"name": "operator"}, "spec": {"ports": [{"port": 443}]}})
-    endpoints = {
-        "metadata": {"name": "operator-1", "labels": {"kubernetes.io/service-name": "operator"}},
-        "addressType": "IPv4",
-        "ports": [{"port": 443}],
-        "endpoints": [{"addresses": [bench.cluster.reachable_host]}],
-    }
-    bench.create("endpointslices", endpoints)
-    port = bench.cluster.server.rpartition(":")[2]
-    name = f"operator.{bench.namespace}.svc"
-    script = f"import socket; print(socket.create_connection(('{name}', {port})).getpeername()[0])"
-    assert eventually(lambda: bench.output(["python", "-c", script])) == "127.0.0.1\n"
-
-
-def test_rule_14_pods_of_a_deleted_node_are_failed_by_garbage_collection(cluster: LocalCluster) -> None:
-    # Last, because the control plane takes a minute for it; the node was deleted at the very start.
-    bench = Bench(cluster, "default")
-    assert cluster.api.get(f"/api/v1/nodes/{DELETED}") is None
-    eventually(lambda: _was_collected(bench), timeout=120)
-
-
-def _was_collected(bench: Bench) -> bool:
-    found = bench.get("pods", f"on-{DELETED}")
-    return not found or condition(found, "DisruptionTarget").get("reason") == "DeletionByPodGC"
-
-
-def _rule_for(code: int) -> Manifest:
-    return {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [code]}}
-
-
-def _node(cluster: LocalCluster, name: str) -> Manifest:
-    found: Manifest = cluster.api.get(f"/api/v1/nodes/{name}")
-    return found
-
-
 def _events(bench: Bench, *, reason: str) -> list[Manifest]:
     items = bench.cluster.api.get(bench.path("events"))["items"]
     return [event for event in items if event["reason"] == reason]
-
-
-def _objects(text: str) -> list[Manifest]:
-    decoder, found, position = json.JSONDecoder(), [], 0
-    while position < len(text.rstrip()):
-        item, position = decoder.raw_decode(text, position)
-        found.append(item)
-        while position < len(text) and text[position].isspace():
-            position += 1
-    return found

@@ -92,5 +92,6 @@ images: $(STAMP) ## Build both images (BASE_IMAGE=... or one made by debootstrap
 images-check: $(STAMP) ## Run both images as the manifests do: uid 10001, read-only root, no capabilities
 	$(BIN)/python -m dev.images check
 
-clean: ## Remove what was built here; the caches of the user's folder stay
+clean: ## Remove what was built here, after ending the cluster; the caches of the user's folder stay
+	@test ! -d .run || test ! -e $(STAMP) || $(BIN)/python -m dev.demo cluster-down
 	rm -rf .venv .build .run dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -2,12 +2,13 @@
 
 import base64
 import json
+from contextlib import contextmanager
 
 import pytest
 
 from dev.cluster.local import KubectlError, LocalCluster
+from dev.operator import LocalOperator
 from tests.support.manifests import CHART, KUSTOMIZE, NAMESPACE, RELEASE, run_helm
-from tests.support.running import running_operator
 
 SAMPLES = KUSTOMIZE / "samples"
 ACCOUNT = f"--as=system:serviceaccount:{NAMESPACE}:finetune-operator"
@@ -127,6 +128,17 @@ def test_the_operator_works_with_these_rights(cluster):
     assert "forbidden" not in log.read_text().lower()
 
 
+@contextmanager
+def running_operator(cluster, **settings):
+    """The operator's process on what is installed already; the value is its log file."""
+    operator = LocalOperator(cluster, **settings)
+    try:
+        operator.start()
+        yield operator.log
+    finally:
+        operator.stop()
+
+
 def wait_until_prepare_is_created(cluster, namespace):
     cluster.kubectl("wait", "--for=jsonpath={.status.phase}", "ftj/support-bot", "-n", namespace, "--timeout=30s")
     jobs = cluster.kubectl("get", "jobs", "-n", namespace, "-l", "finetuning.dev/job=support-bot", "-o", "name")
@@ -144,7 +156,7 @@ def test_namespaced_mode_works_in_its_namespace_only(new_cluster):
     assert can_i(cluster, "create tokenreviews.authentication.k8s.io") == "yes"
     assert can_i(cluster, "list finetunejobs -A") == "no"
     assert can_i(cluster, "create jobs.batch -n team-b") == "no"
-    with running_operator(cluster, FINETUNE_WATCH_NAMESPACE="team-a") as log:
+    with running_operator(cluster, watch_namespace="team-a") as log:
         for namespace in ("team-a", "default"):
             sample = (SAMPLES / "finetunejob.yaml").read_text().replace("namespace: default", f"namespace: {namespace}")
             cluster.kubectl("apply", "-f", "-", input=sample)

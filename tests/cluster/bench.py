@@ -103,7 +103,7 @@ class Bench:
     def run(self, manifest: Manifest) -> Manifest:
         """Create a pod and wait until it has ended."""
         name = self.create("pods", manifest)["metadata"]["name"]
-        return eventually(lambda: self._ended(name))
+        return self.until(name, lambda found: found["status"].get("phase") in ("Succeeded", "Failed"))
 
     def output(self, command: list[str] | str, **spec: Any) -> str:
         """Run a command in a pod of its own and return what it said."""
@@ -131,10 +131,6 @@ class Bench:
         except AssertionError as error:
             raise AssertionError(f"{name} is {found.get('status', 'gone')}") from error
         return found
-
-    def _ended(self, name: str) -> Manifest | None:
-        found = self.get("pods", name)
-        return found if found.get("status", {}).get("phase") in ("Succeeded", "Failed") else None
 
 
 def is_running(found: Manifest) -> bool:

@@ -60,5 +60,6 @@ def _doom(cluster: LocalCluster) -> None:
         bench.create("pods", pod(f"on-{node}", container("sleep 600"), nodeName=node, tolerations=impatient))
     for node in (LOST, DELETED):
         bench.until(f"on-{node}", is_running)
+        cluster.kubectl("cordon", node)  # until it is noticed, pods of other tests would be sent there
         cluster.node(node).lose()
     cluster.api.request("DELETE", f"/api/v1/nodes/{DELETED}")

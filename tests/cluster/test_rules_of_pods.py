@@ -4,7 +4,6 @@ The sixteen rules are what the control plane relies on from a node. Each is test
 the real control plane, and numbered as everywhere in this project.
 """
 
-
 from tests.cluster.bench import (
     Bench,
     Manifest,

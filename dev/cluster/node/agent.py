@@ -6,9 +6,7 @@ import logging
 import signal
 from contextlib import suppress
 
-import aiohttp
-
-from dev.cluster.node.client import ApiError, Manifest
+from dev.cluster.node.client import FAILURES, ApiError, Manifest
 from dev.cluster.node.config import Config
 from dev.cluster.node.follow import GONE, follow
 from dev.cluster.node.registration import lease, node_object, node_status
@@ -63,7 +61,7 @@ class Agent:
         while True:
             try:
                 await self._beat()
-            except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            except FAILURES as error:
                 log.info("%s: %s", self.host.name, error)
             await asyncio.sleep(BEAT)
 

@@ -26,6 +26,10 @@ class ApiError(Exception):
         self.status = status
 
 
+# What a request may end with on a busy machine; met by trying again.
+FAILURES = (ApiError, aiohttp.ClientError, TimeoutError)
+
+
 class Client:
     """Requests as one user."""
 

@@ -5,12 +5,14 @@ when the container is over for good or the pod is being ended.
 """
 
 import asyncio
+import logging
 import os
 import signal
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 
-from dev.cluster.node.client import Manifest
+from dev.cluster.node.client import FAILURES, Manifest
 from dev.cluster.node.context import PodContext
 from dev.cluster.node.env import environment, expanded
 from dev.cluster.node.fields import quantity
@@ -31,6 +33,7 @@ LONGEST_BACK_OFF = 300.0
 LOOK_EVERY = 0.1
 KILLED = 128 + signal.SIGKILL
 CANNOT_START = 128
+log = logging.getLogger(__name__)
 
 
 class Container:
@@ -45,6 +48,7 @@ class Container:
         self._is_init = is_init
         self._out_of_memory = False
         self._back_off = 0.0
+        self._started = 0.0
         self._folder: Path = context.folder / "containers" / spec["name"]
 
     def log(self, *, previous: bool = False) -> Path:
@@ -85,6 +89,8 @@ class Container:
                 return await self._container_spec(image)
             except MissingObjectError as error:
                 await self._wait_for("CreateContainerConfigError", str(error), event="Failed")
+            except FAILURES as error:
+                log.info("%s: %s; trying again", self._folder, error)
             if await self._context.pause_for(RETRY):
                 return None
 
@@ -121,7 +127,7 @@ class Container:
         if await self._context.pause_for(self._context.faults.start_delay):
             return
         self._out_of_memory = False
-        started = now()
+        self._started, started = time.monotonic(), now()
         try:
             if not spec.command:
                 raise SandboxError("no command specified")
@@ -184,12 +190,14 @@ class Container:
 
     def _is_to_restart(self) -> bool:
         policy = self._context.pod["spec"].get("restartPolicy", "Always")
-        if policy == "Never" or (self._is_init and self.view.succeeded):
+        if self._context.stopping.is_set() or policy == "Never" or (self._is_init and self.view.succeeded):
             return False
         return policy == "Always" or not self.view.succeeded
 
     async def _waits_to_restart(self) -> bool:
         self.view.last_state = self.view.state
+        if time.monotonic() - self._started > STABLE:
+            self._back_off = 0.0
         if self._back_off:  # the first restart comes at once
             message = f"back-off {self._back_off:.0f}s restarting failed container={self.view.name}"
             await self._wait_for("CrashLoopBackOff", message, event="BackOff")

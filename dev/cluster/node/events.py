@@ -3,9 +3,7 @@
 import contextlib
 import secrets
 
-import aiohttp
-
-from dev.cluster.node.client import ApiError, Client, Manifest
+from dev.cluster.node.client import FAILURES, Client, Manifest
 from dev.cluster.node.status import now
 
 
@@ -24,7 +22,7 @@ class Recorder:
             return
         self._told.add((reason, message))
         path = f"/api/v1/namespaces/{self._pod['namespace']}/events"
-        with contextlib.suppress(ApiError, aiohttp.ClientError, TimeoutError):
+        with contextlib.suppress(*FAILURES):
             await self._client.post(path, self._event(reason, message))
 
     def _event(self, reason: str, message: str) -> Manifest:

@@ -9,9 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
-import aiohttp
-
-from dev.cluster.node.client import ApiError, Client, Manifest
+from dev.cluster.node.client import FAILURES, Client, Manifest
 
 PAUSE = 0.5
 GONE = "DELETED"
@@ -29,7 +27,7 @@ async def follow(client: Client, path: str, **params: str) -> AsyncIterator[tupl
             async for event in _watched(client, path, version=listed["metadata"]["resourceVersion"], **params):
                 _remember(known, event)
                 yield event
-        except (ApiError, aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (*FAILURES, ValueError) as error:
             log.info("%s: %s; listing again", path, error)
             await asyncio.sleep(PAUSE)
 

@@ -4,10 +4,15 @@ Read when needed and never kept, so that a Secret made a moment ago is seen. The
 authorizer lets a node read only what its own pods name.
 """
 
+import asyncio
 import base64
 import http
+from collections.abc import Awaitable, Callable
 
 from dev.cluster.node.client import ApiError, Client, Manifest
+
+LAG_TRIES = 10
+LAG_PAUSE = 0.1
 
 
 class MissingObjectError(Exception):
@@ -35,7 +40,7 @@ class Objects:
         volume = claim["spec"].get("volumeName")
         if not volume:
             raise MissingObjectError(f'claim "{name}" is not bound')
-        found = await self._client.get(f"/api/v1/persistentvolumes/{volume}")
+        found = await once_allowed(lambda: self._client.get(f"/api/v1/persistentvolumes/{volume}"))
         source: Manifest = found["spec"]
         return source
 
@@ -47,22 +52,33 @@ class Objects:
         if audience:
             spec["audiences"] = [audience]
         path = f"/api/v1/namespaces/{self._namespace}/serviceaccounts/{account}/token"
-        answer = await self._client.post(
-            path, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
-        )
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        answer = await once_allowed(lambda: self._client.post(path, request))
         status: Manifest = answer["status"]
         return status
 
     async def _named(self, kind: str, name: str, *, optional: bool) -> Manifest | None:
+        path = f"/api/v1/namespaces/{self._namespace}/{kind}/{name}"
         try:
-            return await self._client.get(f"/api/v1/namespaces/{self._namespace}/{kind}/{name}")
+            return await once_allowed(lambda: self._client.get(path))
         except ApiError as error:
-            # Forbidden too: the authorizer learns of a pod's references a moment after the pod.
             if error.status not in (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.FORBIDDEN):
                 raise
             if optional and error.status == http.HTTPStatus.NOT_FOUND:
                 return None
             raise MissingObjectError(str(error)) from error
+
+
+async def once_allowed(send: Callable[[], Awaitable[Manifest]]) -> Manifest:
+    """Send a request, again if forbidden: the authorizer learns of a pod a moment after it is bound."""
+    for _ in range(LAG_TRIES):
+        try:
+            return await send()
+        except ApiError as error:
+            if error.status != http.HTTPStatus.FORBIDDEN:
+                raise
+            await asyncio.sleep(LAG_PAUSE)
+    return await send()
 
 
 def secret_values(secret: Manifest | None) -> dict[str, bytes]:

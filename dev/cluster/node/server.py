@@ -55,7 +55,10 @@ class Server:
         if not (request.transport and request.transport.get_extra_info("peercert")):
             raise web.HTTPUnauthorized
         path = request.match_info
-        container = _container(self._worker(path["namespace"], path["pod"]), path["container"])
+        worker = self._worker(path["namespace"], path["pod"])
+        if not worker.is_reachable:
+            raise web.HTTPServiceUnavailable
+        container = _container(worker, path["container"])
         log = container.log(previous=request.query.get("previous") == "true")
         if not log.exists():
             raise web.HTTPBadRequest(text=f'container "{path["container"]}" has no such log')

@@ -9,9 +9,7 @@ import asyncio
 import http
 import logging
 
-import aiohttp
-
-from dev.cluster.node.client import ApiError, Client, Manifest
+from dev.cluster.node.client import FAILURES, ApiError, Client, Manifest
 from dev.cluster.node.status import PodView, pod_status
 
 RETRY = 0.5
@@ -51,12 +49,10 @@ class Teller:
         while True:
             try:
                 await self._client.delete(self.path, options)
-            except ApiError as error:
-                if error.status not in GONE:
-                    raise
-            except (aiohttp.ClientError, TimeoutError):
-                await asyncio.sleep(RETRY)
-                continue
+            except FAILURES as error:
+                if not isinstance(error, ApiError) or error.status not in GONE:
+                    await asyncio.sleep(RETRY)
+                    continue
             return
 
     async def _told(self) -> bool:
@@ -66,11 +62,8 @@ class Teller:
             return True
         try:
             await self._client.patch(f"{self.path}/status", {"metadata": {"uid": self._uid}, "status": status})
-        except ApiError as error:
+        except FAILURES as error:
             log.info("status of %s: %s", self.path, error)
-            return error.status in GONE
-        except (aiohttp.ClientError, TimeoutError) as error:
-            log.info("status of %s: %s", self.path, error)
-            return False
+            return isinstance(error, ApiError) and error.status in GONE
         self._last = status
         return True

@@ -11,10 +11,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
-
 from dev.cluster.node.addresses import Addresses, reached
-from dev.cluster.node.client import ApiError, Client, Manifest
+from dev.cluster.node.client import FAILURES, Client, Manifest
 from dev.cluster.node.container import Container
 from dev.cluster.node.context import Machine, PodContext
 from dev.cluster.node.events import Recorder
@@ -77,6 +75,11 @@ class PodWorker:
         )
         self._teller = Teller(host.client, self._view, news=self.context.news)
         self.update(pod)
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the node is there, as the rest of the cluster sees it."""
+        return self._host.client.online.is_set()
 
     @property
     def containers(self) -> list[Container]:
@@ -144,7 +147,7 @@ class PodWorker:
                 await self._make_sandbox()
             except MissingObjectError as error:
                 await self.context.recorder.warn("FailedMount", f"MountVolume.SetUp failed: {error}")
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError, SandboxError) as error:
+            except (*FAILURES, OSError, SandboxError) as error:
                 await self.context.recorder.warn("FailedCreatePodSandBox", str(error))
             else:
                 return True
@@ -187,7 +190,7 @@ class PodWorker:
             await asyncio.sleep(REFRESH)
             try:
                 await self.context.volumes.fill(self.context.pod)
-            except (MissingObjectError, ApiError, aiohttp.ClientError, TimeoutError) as error:
+            except (*FAILURES, MissingObjectError) as error:
                 await self.context.recorder.warn("FailedMount", str(error))
 
     async def _end_sandbox(self) -> None:

@@ -51,7 +51,7 @@ class Case:
         )
 
 
-def tiny_model(folder: Path) -> Path:
+def tiny_model(folder: Path, *, hidden_size: int = 32, intermediate_size: int = 64) -> Path:
     """Write a random Llama of two layers and 127 words: a step takes milliseconds."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -64,8 +64,8 @@ def tiny_model(folder: Path) -> Path:
     )
     shape = LlamaConfig(
         vocab_size=len(WORDS),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

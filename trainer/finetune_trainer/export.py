@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,12 @@ def manifest_of(files: list[OutputFile], lineage: Lineage) -> Manifest:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what the result depends on."""
-    return {package: version(package) for package in _PACKAGES}
+    """Return the versions of what the result depends on, as far as it is installed."""
+    found = {}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _write_adapter(weights: Path, into: Path, lineage: Lineage) -> None:

@@ -171,7 +171,8 @@ def loop_arguments(config: RunConfig, resolved: Resolved, *, micro_batch: int, f
         max_grad_norm=wanted.max_grad_norm,
         optim="adamw_torch_fused" if on_gpu else "adamw_torch",
         bf16=resolved.precision is Precision.BFLOAT16,
-        activation_checkpointing=resolved.gradient_checkpointing,
+        # The name of transformers 5.17, too, which newer ones call activation_checkpointing.
+        gradient_checkpointing=resolved.gradient_checkpointing,
         seed=wanted.seed,
         data_seed=wanted.seed,
         use_cpu=not on_gpu,

@@ -17,7 +17,10 @@ from finetune_trainer.logs import log
 from finetune_trainer.model import load_base
 
 TOLERANCE = 1e-3
-"""Largest difference of a logit that merging in float32 may make; measured on a 135M model: 1e-4."""
+"""Largest difference of a logit, as a share of the largest one, that merging in float32 may make.
+
+Measured on a 135M model: 6e-5 with a strongly trained adapter, where an absolute 1e-3 would have refused a right merge.
+"""
 _PROBE_TOKENS = 16
 _SHARD = "5GB"
 _CPU = torch.device("cpu")
@@ -28,21 +31,27 @@ def write_merged(base: Path, adapter: Path, into: Path, *, dtype: str) -> None:
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(load_base(base, dtype=torch.float32, on=_CPU), str(adapter)).eval()
-    probe = torch.arange(_PROBE_TOKENS).remainder(model.config.get_text_config().vocab_size).unsqueeze(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    probe = torch.linspace(0, vocabulary - 1, _PROBE_TOKENS).long().unsqueeze(0)
     expected = _logits(model, probe)
     merged = model.merge_and_unload(safe_merge=True)
-    difference = (_logits(merged, probe) - expected).abs().max().item()
-    log.info("merged: logits differ by at most %.1e in float32", difference)
-    if not difference < TOLERANCE:
-        raise TrainerError(
-            ExitCode.INTERNAL_ERROR, f"The merged model's logits differ from the adapted one's by {difference:.3g}."
-        )
+    _require_equal(_logits(merged, probe), expected)
     _write(merged, into, dtype=dtype)
 
 
 def write_full(weights: Path, into: Path, *, dtype: str) -> None:
     """Write fully tuned weights in the wanted number format."""
     _write(load_base(weights, dtype=torch.float32, on=_CPU), into, dtype=dtype)
+
+
+def _require_equal(logits: torch.Tensor, expected: torch.Tensor) -> None:
+    difference = ((logits - expected).abs().max() / expected.abs().max()).item()
+    log.info("merged: logits differ by at most %.1e of the largest one", difference)
+    if not difference < TOLERANCE:
+        raise TrainerError(
+            ExitCode.INTERNAL_ERROR,
+            f"The merged model's logits differ from the adapted one's by {difference:.3g} of the largest one.",
+        )
 
 
 def _write(model: Any, into: Path, *, dtype: str) -> None:

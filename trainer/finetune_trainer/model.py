@@ -36,7 +36,7 @@ def load_for_training(config: RunConfig, resolved: Resolved, folder: Path) -> An
     base = load_base(folder, dtype=dtype, quantization=quantization)
     base.config.use_cache = False
     if resolved.gradient_checkpointing:
-        base.activation_checkpointing_enable()
+        base.gradient_checkpointing_enable()
     if spec.method is Method.FULL:
         return base
     return _with_adapters(base, spec.lora or Lora(), resolved, seed=spec.hyperparameters.seed)

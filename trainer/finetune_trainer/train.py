@@ -154,6 +154,7 @@ def _train(run: _Run, loop: Loop, progress: Progress) -> Training:
             uploader.wait()
     finally:
         uploader.close()
+        progress.update(checkpointStep=uploader.stored_step)
     PREEMPTION.check()
     loop.load_best()
     return _training(loop, resumed_from=resumed_from)

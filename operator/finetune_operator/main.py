@@ -110,6 +110,7 @@ class Operator:
 
     async def close(self) -> None:
         """Stop everything in the reverse order."""
+        self.stop.set()  # kopf waits for it in a thread of its own, which would hold up the process's end
         await self._stack.aclose()
 
     def _progress_url(self, job: JobView) -> str:

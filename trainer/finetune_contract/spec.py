@@ -153,9 +153,7 @@ class Hyperparameters(Model):
 class Samples(Model):
     """Prompts whose answers are kept."""
 
-    prompts: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], Field(max_length=16)
-    ] = ()
+    prompts: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], Field(max_length=16)] = ()
     """Prompts answered by the base and by the tuned model at the end; the answers stand in evaluation.json."""
 
 

@@ -117,8 +117,6 @@ class Phase(StrEnum):
 
     PENDING = "Pending"
     PREPARING = "Preparing"
-    JOB_REFUSED = "JobRefused"
-    """The API server does not take the batch Job, most often for a quota; the message is its own."""
     STARTING = "Starting"
     RUNNING = "Running"
     RESTARTING = "Restarting"

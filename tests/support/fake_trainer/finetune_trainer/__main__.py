@@ -84,8 +84,8 @@ def _posts(metrics: dict[str, float]) -> None:
 
 def _result(stage: str) -> dict[str, Any]:
     if stage == "prepare":
-        dataset = {"format": "messages", "examples": 10, "trainExamples": 9, "validationExamples": 1, "trainTokens": 90,
-                   "lossTokens": 30, "longest": 12, "truncated": 0, "dropped": 0, "duplicates": 0}  # fmt: skip
+        dataset = {"format": "messages", "examples": 10, "trainExamples": 9, "validationExamples": 1,
+                   "trainTokens": 90, "lossTokens": 30, "longest": 12, "truncated": 0, "dropped": 0, "duplicates": 0}  # fmt: skip
         resolved = {"learningRate": 2e-4, "totalSteps": 20, "batchSize": 16, "microBatchSize": 4, "maxSequenceLength": 64,
                     "packing": False, "precision": "bfloat16", "gradientCheckpointing": False, "loss": "assistant",
                     "evalEverySteps": 2, "checkpointEverySteps": 2}  # fmt: skip

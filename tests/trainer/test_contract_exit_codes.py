@@ -104,6 +104,11 @@ def _cpu_out_of_memory() -> Exception:
             id="safetensors on a full disk",
         ),
         pytest.param(lambda: _wrapped(OSError(errno.ENOSPC, "")), ExitCode.DISK_FULL, id="wrapped ENOSPC"),
+        pytest.param(
+            lambda: RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1375777472 vs 1375777364"),
+            ExitCode.DISK_FULL,
+            id="torch.save to a full disk, as seen on a GPU machine",
+        ),
         pytest.param(MemoryError, ExitCode.OUT_OF_MEMORY, id="MemoryError"),
         pytest.param(_torch_out_of_memory, ExitCode.OUT_OF_MEMORY, id="torch on a GPU"),
         pytest.param(_cpu_out_of_memory, ExitCode.OUT_OF_MEMORY, id="torch on the CPU"),

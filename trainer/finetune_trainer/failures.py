@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from finetune_contract.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
 
-# safetensors (Rust) and torch's file writer say these where Python has an errno.
-_DISK_FULL_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded")
+# safetensors (Rust) and torch's file writer say these where Python has an errno; the last two are torch.save, whose
+# writer loses the errno.
+_DISK_FULL_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded", "iostream error", "unexpected pos")
 _OUT_OF_MEMORY_TEXTS = (
     "out of memory",
     "can't allocate memory",

@@ -84,11 +84,14 @@ def _posts(metrics: dict[str, float]) -> None:
 
 def _result(stage: str) -> dict[str, Any]:
     if stage == "prepare":
-        dataset = {"format": "messages", "examples": 10, "trainExamples": 9, "validationExamples": 1,
-                   "trainTokens": 90, "lossTokens": 30, "longest": 12, "truncated": 0, "dropped": 0, "duplicates": 0}  # fmt: skip
-        resolved = {"learningRate": 2e-4, "totalSteps": 20, "batchSize": 16, "microBatchSize": 4, "maxSequenceLength": 64,
-                    "packing": False, "precision": "bfloat16", "gradientCheckpointing": False, "loss": "assistant",
-                    "evalEverySteps": 2, "checkpointEverySteps": 2}  # fmt: skip
+        counts = ("examples", "trainExamples", "validationExamples", "trainTokens", "lossTokens", "longest")
+        none = dict.fromkeys(("truncated", "dropped", "duplicates"), 0)
+        dataset = {"format": "messages", **dict(zip(counts, (10, 9, 1, 90, 30, 12), strict=True)), **none}
+        resolved = {
+            **{"learningRate": 2e-4, "totalSteps": 20, "batchSize": 16, "microBatchSize": 4, "maxSequenceLength": 64},
+            **{"packing": False, "precision": "bfloat16", "gradientCheckpointing": False, "loss": "assistant"},
+            **{"evalEverySteps": 2, "checkpointEverySteps": 2},
+        }
         prepared = {"dataset": dataset, "estimate": {"perGpuBytes": 1000}, "resolved": resolved}
         return {"sha256": "a" * 64, "prepared": prepared}
     if stage == "fetch":

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -26,6 +26,10 @@ from finetune_operator.cli.storage import StorageError
 JOB = "quickstart"
 PATIENCE = 1800.0
 INTERRUPTED = 130
+
+
+Ways = tuple[Access, Callable[[], None]]
+"""The ways in, and what raises StartError once a process of the cluster has ended."""
 
 
 class _FailedError(Exception):
@@ -69,18 +73,18 @@ def demo(*, keep: bool) -> None:
     """Show the quickstart from its manifest to verified outputs."""
     watch = Stopwatch()
     build_all(watch)
-    with _kept(watch) if keep else _thrown_away(watch) as access:
-        _tune(access, watch)
+    with _kept(watch) if keep else _thrown_away(watch) as (access, check):
+        _tune(access, watch, check)
     if keep:
         print(f"\nit is still up; to reach it:\n{access.exports()}\nand to end it: make cluster-down")
     else:
         print("\neverything is taken down")
 
 
-def _tune(access: Access, watch: Stopwatch) -> None:
+def _tune(access: Access, watch: Stopwatch, check: Callable[[], None]) -> None:
     print(f"\n--- kubectl apply -f {EXAMPLE.relative_to(background.ROOT)} ---")
     print(access.kubectl("apply", "-n", NAMESPACE, "-f", str(EXAMPLE)).rstrip(), flush=True)
-    status, follower = follow(access, JOB, namespace=NAMESPACE, patience=PATIENCE)
+    status, follower = follow(access, JOB, namespace=NAMESPACE, patience=PATIENCE, check=check)
     for phase, seconds in follower.durations():
         watch.note(f"job: {phase}", seconds)
     if status["phase"] != "Succeeded":
@@ -92,12 +96,12 @@ def _tune(access: Access, watch: Stopwatch) -> None:
 
 
 @contextmanager
-def _thrown_away(watch: Stopwatch) -> Iterator[Access]:
+def _thrown_away(watch: Stopwatch) -> Iterator[Ways]:
     """Run a cluster of this process's own; its folder stays only if something went wrong."""
     run_dir = background.RUN_DIR / f"demo-{os.getpid()}"
     try:
         with running_cluster(run_dir, watch) as running:
-            yield running.access
+            yield running.access, running.check()
     except BaseException:
         if run_dir.is_dir():
             print(f"the logs are in {os.path.relpath(run_dir)}", file=sys.stderr)
@@ -106,12 +110,12 @@ def _thrown_away(watch: Stopwatch) -> Iterator[Access]:
 
 
 @contextmanager
-def _kept(watch: Stopwatch) -> Iterator[Access]:
+def _kept(watch: Stopwatch) -> Iterator[Ways]:
     """Use the cluster that outlives this process; take it down only if the demo fails."""
     with watch.part("starting control plane, node, object store and operator"):
         access, ran_before = background.up("cluster")
     try:
-        yield access
+        yield access, background.check("cluster")
     except BaseException:
         if not ran_before:
             background.down("cluster")

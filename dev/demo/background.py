@@ -54,6 +54,17 @@ def up(what: str) -> tuple[Access, bool]:
         raise
 
 
+def check(what: str) -> Callable[[], None]:
+    """Return what raises StartError once it has ended."""
+    state = State.read(RUN_DIR / what)
+
+    def check() -> None:
+        if state is None or not state.supervisor.is_alive():
+            raise StartError(f"the {what} has ended; see {RUN_DIR / what / _LOG}")
+
+    return check
+
+
 def down(what: str) -> bool:
     """End it; say whether there was one."""
     return daemon.down(RUN_DIR / what)

@@ -7,9 +7,12 @@ read from pods or logs: what a user needs to know stands in the status.
 from __future__ import annotations
 
 import json
+import queue
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,15 +69,21 @@ class Follower:
         print(line, flush=True)
 
 
-def follow(access: Access, name: str, *, namespace: str, patience: float) -> tuple[Status, Follower]:
-    """Show a job until it has ended; return its last status. Raises TimeoutError."""
+def follow(
+    access: Access, name: str, *, namespace: str, patience: float, check: Callable[[], None]
+) -> tuple[Status, Follower]:
+    """Show a job until it has ended; return its last status. Raises TimeoutError, or what `check` raises."""
     follower, deadline = Follower(), time.monotonic() + patience
     while time.monotonic() < deadline:
         for status in _statuses(access, name, namespace):
+            check()
+            if status is None:
+                continue
             follower.see(status)
             if status.get("phase") in ENDED:
                 return status, follower
-        time.sleep(1)  # the watch ended early, as watches do
+            if time.monotonic() > deadline:
+                break
     raise TimeoutError(f"{name} has not ended after {clock(patience)}")
 
 
@@ -94,17 +103,39 @@ def progress_line(progress: dict[str, Any], *, terminal: bool) -> str:
     return "  ".join(parts)
 
 
-def _statuses(access: Access, name: str, namespace: str) -> Iterator[Status]:
-    """Yield the status now and at each change."""
+def _statuses(access: Access, name: str, namespace: str) -> Iterator[Status | None]:
+    """Yield the status now and at each change, and None every second without one, until the watch ends."""
     one_a_line = 'jsonpath={.status}{"\\n"}'
     watch = access.kubectl_stream("get", "ftj", name, "-n", namespace, "--watch", "-o", one_a_line)
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read_lines, args=(watch, lines), daemon=True)
+    reader.start()
     try:
-        for line in watch.stdout or ():
-            if line.strip():
-                yield json.loads(line)
+        yield from _parsed(lines)
     finally:
         watch.kill()
-        watch.communicate()
+        watch.wait()
+        reader.join()
+        if watch.stdout:
+            watch.stdout.close()
+
+
+def _read_lines(watch: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) -> None:
+    for line in watch.stdout or ():
+        lines.put(line)
+    lines.put(None)
+
+
+def _parsed(lines: queue.SimpleQueue[str | None]) -> Iterator[Status | None]:
+    while True:
+        try:
+            line = lines.get(timeout=1)
+        except queue.Empty:
+            yield None
+            continue
+        if line is None:  # watches end now and then
+            return
+        yield json.loads(line) if line.strip() else {}
 
 
 def _reason(phase: str, status: Status) -> str:

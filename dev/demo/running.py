@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +36,21 @@ class Running:
 
     def watch(self) -> None:
         """Wait until a process ends that should not. Raises StartError."""
-        processes = self.processes()
-        while all(process.is_alive() for process in processes):
+        check = self.check()
+        while True:
+            check()
             time.sleep(1)
-        gone = next(process.name for process in processes if not process.is_alive())
-        raise StartError(f"{gone} has ended, and everything with it")
+
+    def check(self) -> Callable[[], None]:
+        """Return what raises StartError once a process has ended that should not."""
+        processes = self.processes()
+
+        def check() -> None:
+            for process in processes:
+                if not process.is_alive():
+                    raise StartError(f"{process.name} has ended, and everything with it")
+
+        return check
 
 
 def build_all(watch: Stopwatch) -> None:

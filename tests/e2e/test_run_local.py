@@ -103,41 +103,45 @@ def test_a_changed_manifest_is_the_next_run_of_the_same_job(
 
 
 def test_a_stopped_run_exits_as_preempted_and_goes_on_from_its_checkpoint(
-    manifest: Callable[..., Path], environment: dict[str, str], finetune: Run
+    manifest: Callable[..., Path], environment: dict[str, str]
 ) -> None:
-    path = manifest(maxSteps=3000)
-    process = subprocess.Popen(_command("run", path), env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "checkpoint of step" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    rest = process.stderr.read()
-    assert process.wait() == ExitCode.PREEMPTED
-    assert "stopping at the next safe point" in rest
-    assert "goes on from the last checkpoint" in rest
-    assert "Traceback" not in rest
+    command = _command("run", manifest(maxSteps=3000))
+    code, log = _stopped(command, environment, once="checkpoint of step", by=signal.SIGINT)
+    assert code == ExitCode.PREEMPTED
+    assert "stopping at the next safe point" in log
+    assert log.rstrip().endswith("goes on from the last checkpoint")
+    assert "Traceback" not in log
 
-    process = subprocess.Popen(_command("run", path), env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    resumed = next(line for line in process.stderr if "going on from the checkpoint" in line)
-    assert "attempt 1, step" in resumed
-    process.send_signal(signal.SIGTERM)
-    process.stderr.read()
-    assert process.wait() == ExitCode.PREEMPTED
+    code, log = _stopped(command, environment, once="going on from the checkpoint", by=signal.SIGTERM)
+    assert code == ExitCode.PREEMPTED
+    assert "going on from the checkpoint of attempt 1, step" in log
+
+
+def _stopped(command: list[str], environment: dict[str, str], *, once: str, by: signal.Signals) -> tuple[int, str]:
+    """Run a command, send it a signal once its log says something; return its exit code and log."""
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        log = ""
+        for line in process.stderr:
+            log += line
+            if once in line:
+                process.send_signal(by)
+                break
+        log += process.stderr.read()
+    return process.returncode, log
 
 
 @pytest.mark.parametrize(
     ("spoil", "code", "said"),
     [
         pytest.param(lambda data: data.unlink(), ExitCode.DATASET_NOT_FOUND, "dataset.uri", id="no-data"),
-        pytest.param(lambda data: data.write_text(""), ExitCode.DATASET_INVALID, "data.jsonl", id="empty"),
+        pytest.param(lambda data: data.write_text(""), ExitCode.DATASET_TOO_SMALL, "its files are empty", id="empty"),
         pytest.param(
             lambda data: data.write_text(data.read_text() + "{not json\n"), ExitCode.DATASET_INVALID, "41", id="line"
         ),
     ],
 )
-def test_bad_data_is_said_in_a_sentence_with_the_trainers_exit_code(
+def test_bad_data_is_said_in_a_sentence_with_the_trainers_exit_code(  # noqa: PLR0917
     finetune: Run, manifest: Callable[..., Path], data: Path, spoil: Callable[[Path], object], code: int, said: str
 ) -> None:
     path = manifest()

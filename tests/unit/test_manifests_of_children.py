@@ -12,7 +12,7 @@ from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
 from finetune_operator.builders.job import build_job
 from finetune_operator.builders.names import child_name
-from finetune_operator.builders.run_config import quantity_bytes
+from finetune_operator.builders.quantities import quantity
 from tests.support.builders import UID, make_job, make_spec
 
 Manifest = dict[str, Any]
@@ -130,8 +130,15 @@ def test_the_longest_name_still_fits_a_pods_hostname() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantity", "expected"),
-    [("80Gi", 80 * 2**30), ("500M", 500 * 10**6), (1024, 1024), ("1.5Gi", 3 * 2**29), ("2000m", 2)],
+    ("text", "number"),
+    [("80Gi", 80 * 2**30), ("500M", 500 * 10**6), (1024, 1024), ("1.5Gi", 3 * 2**29), ("2500m", 2.5)],
 )
-def test_quantities_are_bytes(quantity: str | int, expected: int) -> None:
-    assert quantity_bytes(quantity) == expected
+def test_quantities_are_numbers(text: str | int, number: float) -> None:
+    assert quantity(text) == number
+
+
+@pytest.mark.parametrize(("cpu", "threads"), [("4", "4"), ("2500m", "2"), ("500m", "1"), (None, None)])
+def test_a_pod_starts_no_more_threads_than_it_asks_for_cpus(cpu: str | None, threads: str | None) -> None:
+    spec = make_spec(resources={"cpu": cpu}) if cpu else make_spec()
+    for container in containers_of(built(spec=spec)):
+        assert {item["name"]: item["value"] for item in container["env"]}.get("OMP_NUM_THREADS") == threads

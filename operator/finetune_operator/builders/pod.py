@@ -11,6 +11,7 @@ from finetune_operator.api import constants as c
 from finetune_operator.api.job import FineTuneJobSpec, Quantity, Resources
 from finetune_operator.api.profile import FineTuneProfileSpec
 from finetune_operator.api.views import Stage
+from finetune_operator.builders.quantities import quantity
 
 Manifest = dict[str, Any]
 
@@ -90,8 +91,8 @@ def _container(pod: PodRequest, stage: str, claims: tuple[str, ...]) -> Manifest
 
 
 def _env(pod: PodRequest) -> list[Manifest]:
-    storage, hub = pod.profile.storage, pod.profile.hub
-    values = {
+    storage, hub, threads = pod.profile.storage, pod.profile.hub, _threads(pod)
+    values: dict[str, str | None] = {
         paths.ENV_PROGRESS_URL: pod.progress_url,
         paths.ENV_PROGRESS_CA: paths.POD_PROGRESS_CA,
         paths.ENV_PROGRESS_TOKEN: paths.POD_PROGRESS_TOKEN,
@@ -102,8 +103,16 @@ def _env(pod: PodRequest) -> list[Manifest]:
         # torch asks for by getpass.getuser().
         "HOME": "/tmp",  # noqa: S108
         "USER": "finetune",
+        # Without it every process starts a thread for each core of the node, whatever its share of them is.
+        "OMP_NUM_THREADS": str(threads) if threads else None,
     }
     return [{"name": name, "value": value} for name, value in values.items() if value]
+
+
+def _threads(pod: PodRequest) -> int | None:
+    """Return the whole CPUs that the pod asks for, at least one; None if it asks for none."""
+    asked = pod.spec.resources.cpu if pod.stage == "train" else pod.profile.prepare.resources.cpu
+    return max(1, int(quantity(asked))) if asked is not None else None
 
 
 def _secrets(pod: PodRequest) -> list[Manifest]:

@@ -18,7 +18,7 @@ from finetune_contract.shape import ModelShape, UnknownShapeError
 from finetune_contract.spec import DatasetFormat, Method, TuningSpec
 from finetune_operator.api import constants as c
 from finetune_operator.api.job import FineTuneJobSpec
-from finetune_operator.builders.run_config import quantity_bytes
+from finetune_operator.builders.quantities import quantity
 from finetune_operator.cli.check import is_ours, problems_of
 from finetune_operator.cli.documents import ReadError, read_documents
 from finetune_operator.cli.storage import StorageError, read
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _quantity(text: str) -> int:
     if not _QUANTITY.match(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory: write 80Gi")
-    return quantity_bytes(text)
+    return int(quantity(text))
 
 
 def _of_job(arguments: argparse.Namespace) -> _Question:
@@ -106,7 +106,7 @@ def _of_job(arguments: argparse.Namespace) -> _Question:
     spec = FineTuneJobSpec.model_validate(job["spec"])
     memory = arguments.gpu_memory
     if memory is None and spec.resources.gpu_memory is not None:
-        memory = quantity_bytes(spec.resources.gpu_memory)
+        memory = int(quantity(spec.resources.gpu_memory))
     tuning = TuningSpec(**{name: getattr(spec, name) for name in TuningSpec.model_fields})
     method = Method(arguments.method) if arguments.method else spec.method
     gpus = 1 if spec.resources.gpus_per_node is None else spec.resources.gpus_per_node

@@ -20,7 +20,7 @@ from finetune_contract.run_config import Device, JobIdentity, RunConfig
 from finetune_contract.spec import TuningSpec
 from finetune_operator.api.hashing import config_hash
 from finetune_operator.api.job import FineTuneJobSpec
-from finetune_operator.builders.run_config import quantity_bytes
+from finetune_operator.builders.quantities import quantity
 
 NAMESPACE = "local"
 _STATE = "state.json"
@@ -106,7 +106,7 @@ def local_device(spec: FineTuneJobSpec) -> tuple[Device, str]:
     if memory is None:
         return Device(), "no NVIDIA GPU on this machine: the CPU is used"
     wanted = spec.resources.gpu_memory
-    return Device(gpus=1, gpu_memory_bytes=memory if wanted is None else quantity_bytes(wanted)), ""
+    return Device(gpus=1, gpu_memory_bytes=memory if wanted is None else int(quantity(wanted))), ""
 
 
 def _gpu_memory() -> int | None:

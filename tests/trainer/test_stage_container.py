@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -13,20 +14,33 @@ import pytest
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.outcome import TerminationMessage
+from finetune_contract.outcome import (
+    Artifact,
+    EvaluationSummary,
+    Manifest,
+    OutputFile,
+    Scores,
+    TerminationMessage,
+)
 from finetune_trainer.__main__ import main
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.results import EvaluationFile
 from finetune_trainer.stage import load_config, run_stage
-from tests.support.prepared import make_config, make_environment
+from finetune_trainer.summary import Training
+from tests.support.prepared import UID, make_config, make_environment
 
 LINE = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (INFO|WARNING|ERROR) .+$")
 
 
+def write_config(folder: Path) -> Path:
+    path = folder / "config.json"
+    path.write_text(make_config(output_uri=f"file://{folder}/out", model_uri="file:///nowhere").to_json())
+    return path
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    path = tmp_path / "config.json"
-    path.write_text(make_config(output_uri=f"file://{tmp_path}/out", model_uri="file:///nowhere").to_json())
-    return path
+    return write_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +112,9 @@ def test_help_loads_nothing() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_prepare_and_fetch_load_no_training_libraries() -> None:
-    code = "import sys, finetune_trainer.stage, finetune_trainer.prepare, finetune_trainer.fetch\n"
+def test_only_train_loads_training_libraries() -> None:
+    modules = ("stage", "prepare", "fetch", "collect")
+    code = "".join(f"import sys, finetune_trainer.{module}\n" for module in modules)
     heavy = "print([m for m in ('torch', 'trl', 'peft', 'accelerate', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, check=True)
 
@@ -112,3 +127,45 @@ def test_an_unknown_stage_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 
     assert exit_code.value.code == 2
     assert "deploy" in capsys.readouterr().err
+
+
+def test_collect_reads_the_results_of_a_run_whose_last_word_was_lost(tmp_path: Path) -> None:
+    manifest = Manifest(
+        job_name="adder",
+        job_namespace="default",
+        job_uid=UID,
+        run=1,
+        config_hash=load_config(write_config(tmp_path)).config_hash,
+        method="LoRA",
+        base_model="m",
+        dataset="d",
+        created="2026-01-01T00:00:00+00:00",
+        files=(OutputFile(path="adapter/a", sha256="0" * 64, bytes=3),),
+        artifacts={"adapter": Artifact(path="adapter", sha256="1" * 64, bytes=3)},
+        evaluation=EvaluationSummary(base=Scores(loss=2.0), tuned=Scores(loss=1.0)),
+    )
+    run = tmp_path / "out" / "run-1"
+    (run / "adapter").mkdir(parents=True)
+    (run / "adapter" / "a").write_text("abc")
+    (run / paths.MANIFEST).write_text(manifest.to_json())
+    training = Training(steps=6, loss=1.5, resumed_from_step=4)
+    results = EvaluationFile(base=Scores(loss=2.0), tuned=Scores(loss=1.0), training=training)
+    (run / paths.EVALUATION).write_text(results.to_json())
+
+    env = make_environment(tmp_path)
+    assert run_stage("collect", env) == 0
+
+    last_word = TerminationMessage.decode(env.termination_log.read_text())
+    assert last_word is not None
+    assert (last_word.stage, last_word.reason) == ("collect", "Completed")
+    assert last_word.sha256 == hashlib.sha256((run / paths.MANIFEST).read_bytes()).hexdigest()
+    assert last_word.trained is not None
+    assert (last_word.trained.step, last_word.trained.resumed_from_step, last_word.trained.eval_loss) == (6, 4, 1.0)
+    assert last_word.trained.artifacts == manifest.artifacts
+
+
+def test_collect_says_when_there_is_nothing_to_collect(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    env = make_environment(tmp_path)
+
+    assert run_stage("collect", env) == ExitCode.RESULT_MISSING

@@ -18,6 +18,8 @@ _LIBRARY_DEFAULTS = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     # Our own poster speaks this protocol; transformers' callback would speak beside it.
     "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
+    # One process trains on one GPU; transformers would copy the model to all that it sees.
+    "CUDA_VISIBLE_DEVICES": "0",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
 

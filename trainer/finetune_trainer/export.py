@@ -16,19 +16,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.model import Model
-from finetune_contract.outcome import EvaluationSummary, Manifest, OutputFile, Scores, TrainResult, artifact
+from finetune_contract.outcome import EvaluationSummary, Manifest, OutputFile, TrainResult, artifact
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
 from finetune_contract.spec import Method
 from finetune_trainer.dataset import Question
-from finetune_trainer.errors import AlreadyExistsError, NotFoundError, TrainerError
+from finetune_trainer.errors import AlreadyExistsError, TrainerError
 from finetune_trainer.evaluate import Measured
 from finetune_trainer.logs import log
+from finetune_trainer.results import EvaluationFile, Exchange, completed_run, not_as_listed, result_of
 from finetune_trainer.storage import Store
 from finetune_trainer.storage.folders import upload_folder
 from finetune_trainer.summary import Training
@@ -62,44 +60,6 @@ class Lineage:
         return EvaluationSummary(base=self.base.scores, tuned=self.tuned.scores)
 
 
-class Exchange(Model):
-    """One prompt and what both models answered."""
-
-    prompt: str | list[dict[str, str]]
-    expected: str | None = None
-    base: str
-    tuned: str
-
-
-class EvaluationFile(Model):
-    """evaluation.json."""
-
-    base: Scores
-    tuned: Scores
-    training: Training
-    examples: tuple[Exchange, ...] = ()
-    """Held-out questions, if a metric asked for answers."""
-    samples: tuple[Exchange, ...] = ()
-    """evaluation.samples.prompts."""
-
-
-def completed_run(config: RunConfig, store: Store) -> tuple[TrainResult, str] | None:
-    """Return the result of this run if its outputs are all there. Raises OUTPUT_EXISTS if another job's are."""
-    try:
-        content = store.read(paths.join(config.run_uri, paths.MANIFEST))
-        manifest = Manifest.model_validate_json(content)
-    except NotFoundError:
-        return None
-    except ValidationError as error:
-        raise _occupied(config, "its manifest cannot be read") from error
-    if (manifest.job_uid, manifest.config_hash) != (config.job.uid, config.config_hash):
-        raise _occupied(config, f"by {manifest.job_namespace}/{manifest.job_name}, run {manifest.run}")
-    if wrong := _not_as_listed(manifest.files, config, store):
-        raise _occupied(config, f"its manifest lists {wrong}, which is not there or has another size")
-    report = EvaluationFile.model_validate_json(store.read(paths.join(config.run_uri, paths.EVALUATION)))
-    return _result(report.training, manifest), sha256(content).hexdigest()
-
-
 def export(
     weights: Path, tokenizer: Any, lineage: Lineage, *, base_folder: Path, folder: Path, store: Store
 ) -> tuple[TrainResult, str]:
@@ -107,7 +67,7 @@ def export(
     outputs = folder / "outputs"
     write_outputs(weights, tokenizer, lineage, base_folder=base_folder, into=outputs)
     files = upload_folder(store, outputs, lineage.config.run_uri)
-    if wrong := _not_as_listed(tuple(files), lineage.config, store):
+    if wrong := not_as_listed(tuple(files), lineage.config, store):
         raise TrainerError(ExitCode.STORAGE_UNAVAILABLE, f"{wrong} has another size in storage than was uploaded.")
     return _commit(manifest_of(files, lineage), lineage, store)
 
@@ -213,31 +173,9 @@ def _commit(manifest: Manifest, lineage: Lineage, store: Store) -> tuple[TrainRe
         if (done := completed_run(lineage.config, store)) is not None:
             return done
         raise
-    return _result(lineage.training, manifest), sha256(content).hexdigest()
-
-
-def _result(training: Training, manifest: Manifest) -> TrainResult:
-    return TrainResult(
-        step=training.steps,
-        loss=training.loss,
-        eval_loss=manifest.evaluation.tuned.loss if manifest.evaluation else None,
-        resumed_from_step=training.resumed_from_step,
-        checkpoint_step=training.checkpoint_step,
-        artifacts=manifest.artifacts,
-        evaluation=manifest.evaluation,
-    )
-
-
-def _not_as_listed(files: tuple[OutputFile, ...], config: RunConfig, store: Store) -> str | None:
-    """Return the first file that is not in storage with its size."""
-    sizes = {item.path: item.size for item in store.list(config.run_uri)}
-    return next((file.path for file in files if sizes.get(file.path) != file.bytes), None)
+    return result_of(lineage.training, manifest), sha256(content).hexdigest()
 
 
 def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-def _occupied(config: RunConfig, why: str) -> TrainerError:
-    return TrainerError(ExitCode.OUTPUT_EXISTS, f"output.uri: {config.run_uri} holds results already: {why}.")

@@ -14,7 +14,8 @@ from finetune_trainer.card import lineage_rows, score_rows, training_rows
 from finetune_trainer.summary import Point
 
 if TYPE_CHECKING:
-    from finetune_trainer.export import EvaluationFile, Exchange, Lineage
+    from finetune_trainer.export import Lineage
+    from finetune_trainer.results import EvaluationFile, Exchange
 
 WIDTH, HEIGHT = 720.0, 260.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 12.0, 12.0, 28.0

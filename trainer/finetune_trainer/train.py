@@ -26,13 +26,14 @@ from finetune_trainer.dryrun import fit_micro_batch, largest_divisor
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import Measured, measure, measure_base
-from finetune_trainer.export import Lineage, completed_run, export
+from finetune_trainer.export import Lineage, export
 from finetune_trainer.fetch import FetchedModel, fetch_model
 from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop, loop_arguments
 from finetune_trainer.model import load_for_training, save_weights, trained_in_float32
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.progress import Poster, Progress
+from finetune_trainer.results import completed_run
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.summary import Training, curve
 from finetune_trainer.tokenizer import load_tokenizer

@@ -27,7 +27,7 @@ def test_the_main_path_ends_with_outputs_and_every_word_for_gitops(start) -> Non
     assert (job.condition("Ready")["status"], job.condition("Reconciling")["status"]) == ("True", "False")
     assert status["observedGeneration"] == 1
     assert [item["metadata"]["labels"]["finetuning.dev/stage"] for item in job.children()] == ["prepare", "train"]
-    assert {"Valid", "Prepared", "Succeeded"} <= set(job.events())
+    assert {"Prepared", "Training", "Succeeded"} <= set(job.events())
 
 
 def test_progress_loss_and_eta_are_in_the_table_while_it_runs(start) -> None:

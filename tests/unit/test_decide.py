@@ -263,6 +263,14 @@ def test_why_a_pod_waits_is_said_in_the_words_of_whoever_holds_it_up(state, reas
     assert story.sees(prepare, pods=(pod,)).events == ()
 
 
+def test_a_job_that_may_go_on_again_is_announced_and_an_ordinary_one_is_not() -> None:
+    assert Story().sees().events == ()
+    story = Story(make_spec(profile="a100"))
+    assert [event.reason for event in story.sees().events] == ["ProfileNotFound"]
+    story.profiles = (make_profile("a100", default=False),)
+    assert [event.reason for event in story.sees().events] == ["Valid"]
+
+
 def test_progress_of_a_live_pod_reaches_the_status() -> None:
     story = Story()
     train = story.is_prepared()

@@ -53,7 +53,14 @@ async def operator(gateway: FakeGateway) -> Operator:
     return operator
 
 
-async def test_the_status_is_written_before_the_job_and_events_come_last(operator, gateway) -> None:
+async def test_the_status_is_written_before_the_job_and_events_come_last(gateway) -> None:
+    gateway.add("FineTuneJob", {**make_body(), "spec": make_spec(profile="pool")})
+    operator = Operator(gateway)
+    await operator.feed.relist(gateway)
+    await operator.reconciler.reconcile(KEY)  # waits for its profile
+    gateway.add("FineTuneProfile", {"metadata": {"name": "pool"}, "spec": {}})
+    await operator.feed.relist(gateway)
+    gateway.calls.clear()
     await operator.reconciler.reconcile(KEY)
     assert [call.split()[0] for call in gateway.calls] == ["status", "create", "event"]
 

@@ -23,6 +23,8 @@ def announcements(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Ev
 
 
 def _is_news(was: Condition | None, now: Condition) -> bool:
+    if was is None and now.reason == Reason.VALID:  # so is nearly every job: an Event each would say nothing
+        return False
     changed = was is None or (was.status, was.reason) != (now.status, now.reason)
     return changed and (now.status == "True" or _severity(now) == "Warning")
 

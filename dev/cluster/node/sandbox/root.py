@@ -55,9 +55,10 @@ def build(spec: ContainerSpec) -> Path:
     mounts = _mount_points(hidden=[Path(folder) for folder in spec.hide])
     _show_host(root, Path("/"), targets=targets, mounts=mounts)
     _make_own_folders(root)
-    _keep_and_hide(root, spec)
+    _hide(root, spec)
     for mount in sorted(spec.mounts, key=lambda mount: mount.target.split("/")):
         _mount_volume(root, mount)
+    _keep(root, spec)
     root.at(os.path.realpath(spec.working_dir)).mkdir(parents=True, exist_ok=True)
     if spec.read_only_root:
         for place in root.writable:
@@ -143,12 +144,21 @@ def _make_own_folders(root: Root) -> None:
     kernel.mount("tmpfs", root.at("/dev/shm"), kind="tmpfs", flags=kernel.MS_NOSUID, options=options)
 
 
-def _keep_and_hide(root: Root, spec: ContainerSpec) -> None:
+def _keep(root: Root, spec: ContainerSpec) -> None:
+    """Show what must be seen where it would not be: below /tmp, which is the container's own or a volume of its pod."""
     for folder in map(Path, spec.keep):
-        if not root.at(folder).exists():  # it lies in /tmp, which the container has its own of
-            root.at(folder).mkdir(parents=True)
+        if not _is_shown(root.at(folder), folder):
+            root.at(folder).mkdir(parents=True, exist_ok=True)
             kernel.bind(folder, root.at(folder))
             kernel.make_read_only(root.at(folder), recursive=True)
+
+
+def _is_shown(place: Path, folder: Path) -> bool:
+    # An earlier container of the pod has left an empty folder behind in the pod's /tmp.
+    return place.exists() and (any(place.iterdir()) or not any(folder.iterdir()))
+
+
+def _hide(root: Root, spec: ContainerSpec) -> None:
     for folder in map(Path, spec.hide):
         if root.at(folder).exists():
             kernel.mount("tmpfs", root.at(folder), kind="tmpfs", options="size=4k,mode=0700")

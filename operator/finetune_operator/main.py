@@ -148,7 +148,7 @@ def build_registry(operator: Operator) -> kopf.OperatorRegistry:
     async def close(**_: Any) -> None:
         await operator.close()
 
-    @kopf.on.probe(registry=registry, id="loop")
+    @kopf.on.probe(registry=registry, id="loop", errors=kopf.ErrorsMode.PERMANENT)
     def probe(**_: Any) -> str:
         if operator.loop is None or not operator.loop.is_healthy():
             raise RuntimeError("no full LIST for too long")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.api.status import Restarts
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.feed import Feed
 from finetune_operator.runtime.gateway import ConflictError, RejectedError, TransientError
@@ -146,7 +147,7 @@ async def test_a_job_that_the_watch_has_not_brought_yet_is_not_taken_for_deleted
         operator.cache.drop_child(uid)
     await operator.reconciler.reconcile(KEY)
     status = operator.cache.job(KEY).status
-    assert (status.attempt, status.restarts) == (1, None)
+    assert (status.attempt, status.restarts) == (1, Restarts())
 
 
 async def test_a_list_drops_what_was_deleted_while_the_watch_was_down(operator, gateway) -> None:

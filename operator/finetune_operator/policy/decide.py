@@ -20,6 +20,7 @@ from finetune_operator.api.status import (
     LastFailure,
     ProfileSnapshot,
     ResolvedStatus,
+    Restarts,
 )
 from finetune_operator.api.views import ChildJob, JobView, PodView, Stage, View
 from finetune_operator.policy import progress, results, retry, waiting
@@ -106,7 +107,7 @@ def _begin(draft: Draft, effective: Effective, now: datetime) -> None:
     resolved = ResolvedStatus(
         config_hash=effective.config_hash, image=effective.image, gpus=effective.gpus, profile=snapshot
     )
-    draft.set(run=1, attempt=1, start_time=format_time(now), resolved=resolved)
+    draft.set(run=1, attempt=1, restarts=Restarts(), start_time=format_time(now), resolved=resolved)
     draft.condition(T.PREPARED, False, Reason.POD_PENDING, "the pod is being created")
 
 

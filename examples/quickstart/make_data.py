@@ -23,6 +23,8 @@ PROBLEMS = {
         "My {product} has a crack in it. Please refund me.",
         "The {product} is the wrong colour, how do I send it back?",
         "I changed my mind about the {product} and want a refund.",
+        "There is a part missing from the {product}. I am sending it back.",
+        "Please take the {product} back, it makes a terrible noise.",
     ),
     "delivery": (
         "My {product} has still not been delivered.",
@@ -30,6 +32,8 @@ PROBLEMS = {
         "The parcel with the {product} seems to be lost.",
         "The courier left my {product} at the wrong address.",
         "The delivery of the {product} is a week late.",
+        "I never received the {product} that I ordered.",
+        "When will my {product} arrive?",
     ),
     "billing": (
         "I was charged twice for the {product}.",
@@ -37,6 +41,8 @@ PROBLEMS = {
         "My card was declined when I paid for the {product}.",
         "I need a receipt for the {product} for my taxes.",
         "The discount code was not applied to the {product}.",
+        "You took too much money from my account for the {product}.",
+        "Can I pay for the {product} in instalments?",
     ),
     "technical": (
         "The {product} does not turn on any more.",
@@ -44,6 +50,8 @@ PROBLEMS = {
         "The {product} stopped working after the update.",
         "The {product} shows an error and restarts all the time.",
         "I cannot find out how to set up the {product}.",
+        "The battery of the {product} is empty after an hour.",
+        "Which cable does the {product} need?",
     ),
 }
 TONES = {

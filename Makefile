@@ -22,7 +22,7 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv tools lock manifests format lint test test-unit cluster cluster-down demo images images-check bench-operator clean
+.PHONY: help venv tools lock manifests format lint test test-unit cluster cluster-down store store-down demo images images-check bench-operator clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,12 @@ cluster: venv ## Start a local cluster with the manifests installed and the oper
 cluster-down: $(STAMP) ## End it; no process is left
 	$(BIN)/python -m dev.demo cluster-down
 
+store: $(STAMP) ## Start an object store with the quickstart's model and data, for `finetune run`: eval "$(make -s store)"
+	@$(BIN)/python -m dev.demo store-up
+
+store-down: $(STAMP) ## End it
+	@$(BIN)/python -m dev.demo store-down
+
 demo: venv ## Tune a model on the local cluster from start to end (KEEP=1 leaves it up)
 	$(BIN)/python -m dev.demo run $(if $(KEEP),--keep)
 
@@ -92,6 +98,6 @@ images: $(STAMP) ## Build both images (BASE_IMAGE=... or one made by debootstrap
 images-check: $(STAMP) ## Run both images as the manifests do: uid 10001, read-only root, no capabilities
 	$(BIN)/python -m dev.images check
 
-clean: ## Remove what was built here, after ending the cluster; the caches of the user's folder stay
-	@test ! -d .run || test ! -e $(STAMP) || $(BIN)/python -m dev.demo cluster-down
+clean: ## Remove what was built here, after ending cluster and store; the caches of the user's folder stay
+	@test ! -d .run || test ! -e $(STAMP) || { $(BIN)/python -m dev.demo cluster-down; $(BIN)/python -m dev.demo store-down; }
 	rm -rf .venv .build .run dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from dev.cluster.parts import StartError
@@ -59,21 +60,21 @@ def main() -> int:
 def _run(arguments: argparse.Namespace) -> None:
     match arguments.command:
         case "run":
-            demo(keep=arguments.keep)
+            demo(arguments.run_dir, keep=arguments.keep)
         case "cluster-up" | "store-up":
-            _up(arguments.command.removesuffix("-up"))
+            _up(arguments.command.removesuffix("-up"), arguments.run_dir)
         case "cluster-down" | "store-down":
             what = arguments.command.removesuffix("-down")
-            print(f"ended the {what}" if background.down(what) else f"no {what} runs")
+            print(f"ended the {what}" if background.down(what, arguments.run_dir) else f"no {what} runs")
         case "serve":
-            background.serve(arguments.what)
+            background.serve(arguments.what, arguments.run_dir)
 
 
-def demo(*, keep: bool) -> None:
+def demo(base: Path, *, keep: bool) -> None:
     """Show the quickstart from its manifest to verified outputs."""
     watch = Stopwatch()
     build_all(watch)
-    with _kept(watch) if keep else _thrown_away(watch) as (access, check):
+    with _kept(base, watch) if keep else _thrown_away(base, watch) as (access, check):
         _tune(access, watch, check)
     if keep:
         print(f"\nit is still up; to reach it:\n{access.exports()}\nand to end it: make cluster-down")
@@ -96,9 +97,9 @@ def _tune(access: Access, watch: Stopwatch, check: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _thrown_away(watch: Stopwatch) -> Iterator[Ways]:
+def _thrown_away(base: Path, watch: Stopwatch) -> Iterator[Ways]:
     """Run a cluster of this process's own; its folder stays only if something went wrong."""
-    run_dir = background.RUN_DIR / f"demo-{os.getpid()}"
+    run_dir = base / f"demo-{os.getpid()}"
     try:
         with running_cluster(run_dir, watch) as running:
             yield running.access, running.check()
@@ -110,22 +111,22 @@ def _thrown_away(watch: Stopwatch) -> Iterator[Ways]:
 
 
 @contextmanager
-def _kept(watch: Stopwatch) -> Iterator[Ways]:
+def _kept(base: Path, watch: Stopwatch) -> Iterator[Ways]:
     """Use the cluster that outlives this process; take it down only if the demo fails."""
     with watch.part("starting control plane, node, object store and operator"):
-        access, ran_before = background.up("cluster")
+        access, ran_before = background.up("cluster", base)
     try:
-        yield access, background.check("cluster")
+        yield access, background.check("cluster", base)
     except BaseException:
         if not ran_before:
-            background.down("cluster")
+            background.down("cluster", base)
         raise
 
 
-def _up(what: str) -> None:
+def _up(what: str, base: Path) -> None:
     with _stdout_on_stderr():  # what is printed on stdout is for `eval`
-        build_all(Stopwatch())
-        access, ran_before = background.up(what)
+        build_all(Stopwatch(), control_plane=what == "cluster")
+        access, ran_before = background.up(what, base)
     print(f"{what} {'runs already' if ran_before else 'is up'}; to reach it, in your shell:", file=sys.stderr)
     print(access.exports())
     print(f"to end it: make {what}-down", file=sys.stderr)
@@ -146,6 +147,9 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dev.demo", description=__doc__)
+    parser.add_argument(
+        "--run-dir", type=Path, default=background.RUN_DIR, help="folder for everything that is written (default: .run)"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="tune a model on a local cluster, from start to end")
     run.add_argument("--keep", action="store_true", help="leave the cluster up and say how to reach it")

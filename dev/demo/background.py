@@ -34,15 +34,15 @@ WHAT: dict[str, Callable[[Path, Stopwatch], AbstractContextManager[Running]]] = 
 }
 
 
-def up(what: str) -> tuple[Access, bool]:
+def up(what: str, base: Path) -> tuple[Access, bool]:
     """Start it in the background and wait until it is ready; return the ways in, and whether it ran before."""
-    run_dir = RUN_DIR / what
+    run_dir = base / what
     state = State.read(run_dir)
     if state is not None and state.ready and state.supervisor.is_alive():
         return _access(state), True
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (run_dir / _LOG).open("wb") as log:
-        command = [sys.executable, "-m", "dev.demo", "serve", what]
+        command = [sys.executable, "-m", "dev.demo", f"--run-dir={base.absolute()}", "serve", what]
         supervisor = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
@@ -54,27 +54,27 @@ def up(what: str) -> tuple[Access, bool]:
         raise
 
 
-def check(what: str) -> Callable[[], None]:
+def check(what: str, base: Path) -> Callable[[], None]:
     """Return what raises StartError once it has ended."""
-    state = State.read(RUN_DIR / what)
+    state = State.read(base / what)
 
     def check() -> None:
         if state is None or not state.supervisor.is_alive():
-            raise StartError(f"the {what} has ended; see {RUN_DIR / what / _LOG}")
+            raise StartError(f"the {what} has ended; see {base / what / _LOG}")
 
     return check
 
 
-def down(what: str) -> bool:
+def down(what: str, base: Path) -> bool:
     """End it; say whether there was one."""
-    return daemon.down(RUN_DIR / what)
+    return daemon.down(base / what)
 
 
-def serve(what: str) -> None:
+def serve(what: str, base: Path) -> None:
     """Be the supervisor: start everything, watch it, and end it on SIGTERM."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    run_dir, supervisor = RUN_DIR / what, Process.of("supervisor", os.getpid())
+    run_dir, supervisor = base / what, Process.of("supervisor", os.getpid())
     try:
         State(supervisor).write(run_dir)
         with WHAT[what](run_dir, Stopwatch()) as running:

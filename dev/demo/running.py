@@ -53,10 +53,11 @@ class Running:
         return check
 
 
-def build_all(watch: Stopwatch) -> None:
+def build_all(watch: Stopwatch, *, control_plane: bool = True) -> None:
     """Have what is built once and cached: minutes the first time, nothing afterwards."""
-    with watch.part("building what is not in the cache: control plane, model"):
-        build.assets()
+    with watch.part("building what is not in the cache: the model" + (", the control plane" if control_plane else "")):
+        if control_plane:
+            build.assets()
         smollm2()
 
 

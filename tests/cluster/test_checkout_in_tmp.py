@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ def folder() -> Iterator[Path]:
 def test_init_and_main_container_see_the_checkout_below_their_own_tmp(folder: Path) -> None:
     checkout = folder / "checkout"
     shutil.copytree(ROOT / "dev", checkout / "dev", ignore=shutil.ignore_patterns("__pycache__"))
+    python = _environment(checkout / ".venv")
     mounts = [{"name": "tmp", "mountPath": "/tmp"}]
     container = {"image": "any", "command": ["head", "-1", f"{checkout}/dev/cluster/go.mod"], "volumeMounts": mounts}
     pod = {
@@ -47,7 +49,15 @@ def test_init_and_main_container_see_the_checkout_below_their_own_tmp(folder: Pa
             "volumes": [{"name": "tmp", "emptyDir": {}}],
         },
     }
-    command = [sys.executable, "-c", SCRIPT, str(folder / "run"), json.dumps(pod)]
+    command = [str(python), "-c", SCRIPT, str(folder / "run"), json.dumps(pod)]
     env = {**os.environ, "PYTHONPATH": str(checkout)}
     done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("module finetuning.dev"), done.stderr
+
+
+def _environment(folder: Path) -> Path:
+    """Make an environment inside the checkout, as `make venv` does; it borrows the packages of this one."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    packages = next(folder.glob("lib/python*/site-packages"))
+    (packages / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    return folder / "bin" / "python"

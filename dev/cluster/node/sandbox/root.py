@@ -146,7 +146,8 @@ def _make_own_folders(root: Root) -> None:
 
 def _keep(root: Root, spec: ContainerSpec) -> None:
     """Show what must be seen where it would not be: below /tmp, which is the container's own or a volume of its pod."""
-    for folder in map(Path, spec.keep):
+    # Parents first: a checkout that has its .venv inside would else pass for shown once that is.
+    for folder in sorted(map(Path, spec.keep)):
         if not _is_shown(root.at(folder), folder):
             root.at(folder).mkdir(parents=True, exist_ok=True)
             kernel.bind(folder, root.at(folder))

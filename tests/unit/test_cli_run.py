@@ -87,7 +87,7 @@ def test_paths_of_the_command_line_become_uris(tmp_path: Path, monkeypatch: pyte
     read = run._read_job(arguments)
     assert isinstance(read, dict)
     assert [read["spec"][part]["uri"] for part in ("model", "dataset", "output")] == [
-        f"{tmp_path.as_uri()}/a%20model",
+        f"file://{tmp_path}/a model",
         "s3://data/train.jsonl",
         "s3://other/out",
     ]

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from finetune_contract import paths
@@ -21,7 +20,7 @@ from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.builders.quantities import quantity
 from finetune_operator.cli.check import is_ours, problems_of
 from finetune_operator.cli.documents import ReadError, read_documents
-from finetune_operator.cli.storage import StorageError, read
+from finetune_operator.cli.storage import StorageError, local_uri, read
 from finetune_operator.cli.validate import INVALID
 
 DEFAULT_LENGTH = 2048
@@ -178,7 +177,7 @@ def _with(spec: TuningSpec, method: Method, rank: int | None) -> TuningSpec:
 
 
 def _config_json(uri: str, revision: str) -> dict[str, Any]:
-    place = uri if "://" in uri else Path(uri).absolute().as_uri()
+    place = local_uri(uri)
     if not place.endswith(".json"):
         place = paths.join(place, "config.json")
     try:

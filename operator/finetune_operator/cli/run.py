@@ -18,7 +18,7 @@ from finetune_operator.cli.documents import ReadError, read_documents
 from finetune_operator.cli.local_run import LocalRun, default_folder, local_device
 from finetune_operator.cli.results import before_and_after, comparison, outputs
 from finetune_operator.cli.stages import run_stage, was_stopped
-from finetune_operator.cli.storage import StorageError
+from finetune_operator.cli.storage import StorageError, local_uri
 from finetune_operator.cli.validate import INVALID
 from finetune_operator.cli.verify import human_bytes, verify
 
@@ -104,12 +104,8 @@ def _overridden(job: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
     spec = job.get("spec") if isinstance(job, dict) else None
     if not isinstance(spec, dict):
         return job
-    given = {word: uri for word in _WORDS if (uri := getattr(arguments, word))}
-    return {**job, "spec": {**spec, **{word: {**spec.get(word, {}), "uri": _uri(uri)} for word, uri in given.items()}}}
-
-
-def _uri(text: str) -> str:
-    return text if "://" in text else Path(text).absolute().as_uri()
+    given = {word: local_uri(text) for word in _WORDS if (text := getattr(arguments, word))}
+    return {**job, "spec": {**spec, **{word: {**spec.get(word, {}), "uri": uri} for word, uri in given.items()}}}
 
 
 def _problems(job: dict[str, Any], arguments: argparse.Namespace) -> Iterator[str]:

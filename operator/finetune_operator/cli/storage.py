@@ -38,6 +38,11 @@ def pieces(uri: str, *, use: Use = Use.OUTPUT, revision: str = "main") -> Iterat
             yield piece
 
 
+def local_uri(text: str) -> str:
+    """Return a URI as it is, and a path as file:///absolute/path: as it is written, since nothing here is %-encoded."""
+    return text if "://" in text else f"file://{Path(text).absolute()}"
+
+
 def _open(uri: str, *, use: Use, revision: str) -> IO[bytes]:
     scheme, _, rest = uri.partition("://")
     if scheme == "s3":
@@ -49,7 +54,7 @@ def _open(uri: str, *, use: Use, revision: str) -> IO[bytes]:
 
 def _local_path(scheme: str, rest: str) -> Path:
     if scheme == "file":
-        return Path("/" + rest.removeprefix("localhost").lstrip("/"))
+        return Path("/", *rest.split("/"))
     if scheme == "pvc" and os.environ.get(ENV_CLAIMS):
         return Path(os.environ[ENV_CLAIMS], *rest.split("/"))
     raise OSError(f"a {scheme}:// URI cannot be read here")

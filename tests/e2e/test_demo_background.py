@@ -1,4 +1,4 @@
-"""`make cluster` and `make store`: what is printed reaches what runs, all examples are taken, nothing is left over."""
+"""`make cluster` and `make store`: what is printed reaches what runs, examples are taken, nothing is left behind."""
 
 from __future__ import annotations
 

@@ -57,6 +57,7 @@ def start(cluster, namespace, store, credentials):
             "dataset": {"uri": f"s3://data/{data}", **ref},
             "output": {"uri": f"s3://outputs/{namespace}", **ref},
             "hyperparameters": {"maxSteps": 6, "batchSize": 4, "learningRate": 1e-3},
+            "resources": {"gpusPerNode": 0, "cpu": 1},  # two threads on two busy cores wait for each other
             "trainer": {},
             **spec,
         }
@@ -92,8 +93,8 @@ def test_apply_to_verified_outputs(start, store) -> None:
 
 
 def test_an_evicted_run_goes_on_from_its_last_checkpoint(start) -> None:
-    job = start(hyperparameters={"maxSteps": 4000, "batchSize": 4}, checkpoint={"everySteps": 20})
-    job.until(lambda: (job.status.get("checkpoint") or {}).get("step", 0) >= 20, what="a checkpoint", seconds=WAIT)
+    job = start(hyperparameters={"maxSteps": 4000, "batchSize": 4}, checkpoint={"everySteps": 5})
+    job.until(lambda: (job.status.get("checkpoint") or {}).get("step", 0) >= 5, what="a checkpoint", seconds=WAIT)
     pod = next(item for item in job.children("pods") if item["metadata"]["labels"]["finetuning.dev/stage"] == "train")
     name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace}}
@@ -102,7 +103,7 @@ def test_an_evicted_run_goes_on_from_its_last_checkpoint(start) -> None:
     job.until(lambda: job.status.get("attempt") == 2, what="attempt 2")
     assert job.status["lastFailure"]["class"] == "Disrupted"
     assert job.status["restarts"] == {"failures": 0, "disruptions": 1}
-    job.until(lambda: (job.status.get("checkpoint") or {}).get("resumedFromStep", 0) >= 20, what="resume", seconds=WAIT)
+    job.until(lambda: (job.status.get("checkpoint") or {}).get("resumedFromStep", 0) >= 5, what="resume", seconds=WAIT)
 
 
 def at(uri: str, *, ref: str = "s3") -> dict[str, Any]:
@@ -139,7 +140,7 @@ def test_another_jobs_results_are_never_overwritten(start, store) -> None:
 
 
 def test_a_full_disk_is_said(start) -> None:
-    job = start(resources={"gpusPerNode": 0, "ephemeralStorage": "1Mi"}, lifecycle={"retries": {"max": 0}})
+    job = start(resources={"gpusPerNode": 0, "cpu": 1, "ephemeralStorage": "1Mi"}, lifecycle={"retries": {"max": 0}})
     status = job.reaches("Failed", seconds=WAIT)
     assert status["lastFailure"]["reason"] == "DiskFull"
     assert "ephemeralStorage" in status["lastFailure"]["message"]

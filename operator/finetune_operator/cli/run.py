@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from finetune_contract import paths
 from finetune_contract.outcome import PrepareResult, TerminationMessage, TrainResult
 from finetune_contract.run_config import RunConfig
 from finetune_operator.api import constants as c
@@ -74,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     name, spec = job["metadata"]["name"], job["spec"]
     folder = arguments.work_dir or default_folder(name, spec["output"]["uri"])
     local = LocalRun(name=name, spec=spec, folder=folder.absolute(), claims=arguments.claims)
+    if arguments.claims:  # the results are read here as well, to be shown and verified
+        os.environ[paths.ENV_CLAIMS] = str(arguments.claims.absolute())
     try:
         _train(local)
     except _StoppedError as stopped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from finetune_contract.outcome import EvaluationSummary, Manifest
 from finetune_operator.cli.storage import StorageError, read
 from finetune_operator.cli.verify import human_bytes
 
-_WIDTH = 76
+_WIDTH, _INDENT, _LINES = 100, 10, 3
 _ROWS = (("loss", "held-out loss", "{:.4f}"), ("perplexity", "perplexity", "{:.2f}"))
 _EXACT = ("exact_match", "exact answers", "{:.0%}")
 
@@ -37,12 +38,17 @@ def before_and_after(run_uri: str, *, most: int = 3) -> Iterator[str]:
 
 def _exchange(exchange: dict[str, Any]) -> Iterator[str]:
     prompt = exchange["prompt"]
-    yield f"prompt    {_one_line(prompt if isinstance(prompt, str) else prompt[-1]['content'])}"
+    yield _labelled("prompt", prompt if isinstance(prompt, str) else prompt[-1]["content"])
     if exchange.get("expected"):
-        yield f"expected  {_one_line(exchange['expected'])}"
-    yield f"base      {_one_line(exchange['base'])}"
-    yield f"tuned     {_one_line(exchange['tuned'])}"
+        yield _labelled("expected", exchange["expected"])
+    yield _labelled("base", exchange["base"])
+    yield _labelled("tuned", exchange["tuned"])
     yield ""
+
+
+def _labelled(label: str, text: str) -> str:
+    lines = textwrap.wrap(text, _WIDTH - _INDENT, max_lines=_LINES, placeholder=" …") or ["(nothing)"]
+    return f"{label:<{_INDENT}}" + f"\n{'':<{_INDENT}}".join(lines)
 
 
 def outputs(run_uri: str, manifest: Manifest) -> Iterator[str]:
@@ -54,8 +60,3 @@ def outputs(run_uri: str, manifest: Manifest) -> Iterator[str]:
         if path in listed:
             yield f"{name:<10}{paths.join(run_uri, path)}"
     yield f"{'manifest':<10}{paths.join(run_uri, paths.MANIFEST)}"
-
-
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"

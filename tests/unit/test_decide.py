@@ -289,6 +289,23 @@ def test_progress_of_a_live_pod_reaches_the_status() -> None:
     assert story.condition("CheckpointAvailable") == ("True", "Checkpointed")
 
 
+def test_a_pod_that_has_ended_is_not_said_to_start_while_its_job_is_not_complete_yet() -> None:
+    story = Story()
+    train = story.is_prepared()
+    story.sees(train, pods=(make_pod(train),))
+    story.sees(train, pods=(ended_pod(train, exit_code=0, message=trained_message().encode()),))
+    assert story.phase == "Running"
+
+
+def test_a_loss_is_shown_with_the_digits_that_people_read() -> None:
+    story = Story()
+    train = story.is_prepared()
+    pod = make_pod(train)
+    story.sees(train, pods=(pod,), report=make_report(pod, loss=0.01407310739159584, eval_loss=12.34567))
+    assert story.job.status.progress is not None
+    assert (story.job.status.progress.loss, story.job.status.progress.eval_loss) == (0.01407, 12.35)
+
+
 def test_progress_alone_is_written_every_few_seconds_at_most() -> None:
     story = Story()
     train = story.is_prepared()

@@ -227,7 +227,8 @@ def _active(view: View, draft: Draft, effective: Effective, *, now: datetime, se
 def _say_how_far(draft: Draft, pods: tuple[PodView, ...]) -> None:
     training = draft.is_true(T.PREPARED)
     main = "train" if training else "prepare"
-    runs = any(item.name == main and item.state == "running" for pod in pods for item in pod.containers)
+    # A container that has ended is not starting again: its Job says in a moment how it went.
+    runs = any(item.name == main and item.state != "waiting" for pod in pods for item in pod.containers)
     reason, message = waiting.why_waiting(pods)
     if not training:
         told = (Reason.PREPARING, "the data is being checked") if runs else (reason, message)

@@ -23,8 +23,8 @@ def take_over(draft: Draft, report: ProgressReport, output_uri: str) -> None:
         "percent": report.percent,
         "eta_seconds": report.eta_seconds,
         "eta": duration(report.eta_seconds),
-        "loss": report.loss,
-        "eval_loss": report.eval_loss,
+        "loss": shown(report.loss),
+        "eval_loss": shown(report.eval_loss),
         "learning_rate": report.learning_rate,
         "tokens_per_second": report.tokens_per_second,
     }
@@ -39,6 +39,11 @@ def wait_seconds(progress: Progress | None, *, now: datetime, least: float) -> f
     """Return how long the next report has to wait. Keeps 500 jobs from 250 status writes a second."""
     last = parse_time(progress.updated_at) if progress else None
     return (last + timedelta(seconds=least) - now).total_seconds() if last else 0.0
+
+
+def shown(loss: float | None) -> float | None:
+    """Return a loss with the digits that people read in a table."""
+    return None if loss is None else float(f"{loss:.4g}")
 
 
 def duration(seconds: int | None) -> str | None:

@@ -13,6 +13,7 @@ from finetune_operator.api.status import ArtifactStatus, CheckpointStatus, Outpu
 from finetune_operator.api.views import PodView, Stage
 from finetune_operator.policy.draft import Draft
 from finetune_operator.policy.effective import Effective
+from finetune_operator.policy.progress import shown
 
 
 def result_of(pods: tuple[PodView, ...], stage: Stage) -> TerminationMessage | None:
@@ -90,8 +91,8 @@ def _final(progress: Progress | None, result: TrainResult, now: datetime) -> Pro
         "percent": 100,
         "eta_seconds": 0,
         "eta": "0s",
-        "loss": result.loss if result.loss is not None else known.loss,
-        "eval_loss": result.eval_loss if result.eval_loss is not None else known.eval_loss,
+        "loss": shown(result.loss) if result.loss is not None else known.loss,
+        "eval_loss": shown(result.eval_loss) if result.eval_loss is not None else known.eval_loss,
         "updated_at": format_time(now),
     }
     return known.model_copy(update=update)

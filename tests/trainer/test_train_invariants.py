@@ -42,6 +42,20 @@ def test_how_a_step_is_computed_does_not_change_it(tmp_path: Path, reference: Ou
     assert other.held_out_losses == pytest.approx(reference.held_out_losses, abs=TOLERANCE)
 
 
+def test_padding_at_the_end_costs_no_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend, masks = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(*args: Any, attn_mask: Any = None, **kwargs: Any) -> Any:
+        masks.append(attn_mask if torch.is_grad_enabled() else None)
+        return attend(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    train(make_case(tmp_path, micro_batch_size=8, total_steps=1))
+
+    assert masks
+    assert all(mask is None for mask in masks)
+
+
 def test_two_runs_of_one_seed_are_equal(tmp_path: Path, reference: Outcome) -> None:
     assert train(make_case(tmp_path, micro_batch_size=8)).losses == reference.losses
 

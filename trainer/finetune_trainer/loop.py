@@ -65,6 +65,7 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
             data_collator=collator(prepared, flatten=flatten),
         )
         self.remove_callback(PrinterCallback)
+        self.model.register_forward_pre_hook(_without_needless_mask, with_kwargs=True)
 
     @property
     def folder(self) -> Path:
@@ -202,3 +203,14 @@ def require_finite(value: float, what: str) -> None:
 def _stop_evaluation_if_told() -> None:
     if PREEMPTION.requested:
         raise _StopEvaluationError
+
+
+def _without_needless_mask(_model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Take the mask from a training pass: padding stands at the end, and no token looks at a later one.
+
+    With a mask SDPA leaves its fast kernels, repeats keys and values for each head and keeps the mask of every layer.
+    The loss that balances experts needs it, to leave padding out.
+    """
+    if kwargs.get("fused_lm_head") and not kwargs.get("output_router_logits"):
+        kwargs.pop("attention_mask", None)
+    return args, kwargs

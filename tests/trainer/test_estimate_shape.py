@@ -149,7 +149,7 @@ def test_activations_are_what_torch_saves() -> None:
     torch.manual_seed(0)
     found = saved_bytes(tuned, 256)
     wanted = estimate(shape, tuning(precision=Precision.FLOAT32, sequence_length=256)).breakdown["activations"]
-    assert wanted == pytest.approx(found, rel=0.25)
+    assert wanted == pytest.approx(found, rel=0.1)
 
 
 LLAMA_8B = ModelShape.from_config_json(
@@ -167,10 +167,29 @@ def test_the_methods_need_what_their_papers_say() -> None:
     assert all(one.per_gpu_bytes == sum(one.breakdown.values()) for one in (lora, qlora, full))
 
 
-def test_recomputation_saves_activations_only() -> None:
+def test_recomputation_saves_what_comes_and_goes_only() -> None:
     kept, recomputed = (estimate(LLAMA_8B, tuning(recompute=again)).breakdown for again in (False, True))
     assert recomputed["activations"] < kept["activations"] / 10
-    assert {**kept, "activations": 0} == {**recomputed, "activations": 0}
+    for part in ("weights", "adapter", "gradients", "optimizer"):
+        assert recomputed[part] == kept[part]
+
+
+def test_packing_pays_for_a_mask_and_padding_does_not() -> None:
+    padded, packed = (
+        estimate(LLAMA_8B, tuning(micro_batch=4, packing=packing)).breakdown["activations"] for packing in (False, True)
+    )
+    a_token = 2 * 4 * 2048 + 2 * 2 * (4096 - 1024)  # the mask's row, and keys and values for each head
+    assert packed - padded == 32 * 4 * 2048 * a_token
+
+
+def test_real_peaks_are_met() -> None:
+    """benchmarks/results has what 28 settings took on an H100: within 10 %, never more than 5 % too little."""
+    from benchmarks.estimate_bench import RESULTS, predicted, rows
+
+    measured = list(rows(RESULTS))
+    assert len(measured) >= 28
+    for setting, found in measured:
+        assert 0.95 <= predicted(setting) / found["peak"] <= 1.10, setting
 
 
 def test_what_every_decoder_has_must_be_there() -> None:

@@ -25,7 +25,18 @@ CONFIG = {
     "max_position_embeddings": 131072,
     "tie_word_embeddings": False,
 }
-PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "runtime", "total")
+PARTS = (
+    "weights",
+    "adapter",
+    "gradients",
+    "optimizer",
+    "activations",
+    "logits",
+    "copies",
+    "buffers",
+    "runtime",
+    "total",
+)
 
 
 @pytest.fixture

@@ -1,15 +1,14 @@
 """Memory of one GPU at the peak of a training step, from the model's shape alone.
 
-Counted for what the trainer does: LoRA on a base in the computing precision, QLoRA on NF4 (Dettmers et al. 2023: 4 bits
-a weight, 0.127 more for doubly quantised constants, 0.5 without), adapters and whatever else is trained in float32 with
-two AdamW moments, so 16 bytes a trained parameter (Rajbhandari et al. 2020, section 3); Full computes in bfloat16 under
-autocast, which keeps a 16-bit copy of the weights for the backward pass.
+What is there all the time: LoRA holds the base in the computing precision, QLoRA in NF4 (Dettmers et al. 2023: 4 bits a
+weight, 0.127 more for doubly quantised constants, 0.5 without); what is trained is held in float32 with its gradient
+and two AdamW moments, 16 bytes a parameter (Rajbhandari et al. 2020, section 3). Under autocast the 16-bit copies of
+trained weights live as long as the activations of their layer. What comes and goes stands in `activations.py`.
 
-Activations are the tensors that transformers' eager decoder layer saves for the backward pass, a token and a layer, as
-Korthikanti et al. 2022 (section 4) count them, without the attention matrix, which SDPA does not keep: two float32
-copies in each of two norms, the normalised inputs, queries, keys, values and their result, and four tensors as wide as
-the MLP. With recomputation only each layer's input is kept, and one layer's tensors at a time. The loss is taken in
-chunks of tokens (TRL's fused head), so full logits never exist.
+A step is highest at one of three moments: when the forward pass ends, in the backward pass of the loss, and in that of
+the last layer; the parts of the highest are the breakdown. `benchmarks/estimate_bench.py` holds it against real peaks
+(benchmarks/results): within a few percent of what torch allocates. To that the fit adds what was measured beside it:
+the CUDA context, and what the allocator holds and cannot use.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from finetune_contract import activations
 from finetune_contract.prepared import Estimate
 from finetune_contract.shape import ModelShape
 from finetune_contract.spec import Lora, Method, Precision, Quantization
 
 GIB = 1 << 30
-RUNTIME = GIB
-"""CUDA context, cuBLAS workspaces and what the allocator cannot use."""
-USABLE = 0.95
-"""Share of a GPU's memory that a training process gets to use."""
-LOSS_CHUNK = 1024
-"""Tokens of which logits exist at one time; each as 16-bit, as float32 and as their gradient."""
-LOGIT_BYTES = 10
+CONTEXT = 850_000_000
+"""CUDA context with the kernels of torch and cuBLAS: 0.80 to 0.81 GB on an H100."""
+RESERVED = {False: 0.025, True: 0.05}
+"""What the allocator holds beyond the peak, as a share of it: at most 2.2 % without recomputation, 4.5 % with it."""
+USABLE = 0.98
+"""Share of a GPU's memory that is planned with."""
 NF4 = 0.5
 CONSTANTS = {True: 0.127 / 8, False: 0.5 / 8}
 FLOAT = 4
@@ -47,6 +46,8 @@ class Tuning:
     sequence_length: int
     recompute: bool
     """Gradient checkpointing."""
+    packing: bool = False
+    """The examples of a micro-batch lie in one sequence."""
 
 
 def estimate(shape: ModelShape, tuning: Tuning, *, gpu_bytes: int | None = None) -> Estimate:
@@ -57,10 +58,9 @@ def estimate(shape: ModelShape, tuning: Tuning, *, gpu_bytes: int | None = None)
         "adapter": 0 if tuning.method is Method.FULL else FLOAT * trained,
         "gradients": FLOAT * trained,
         "optimizer": 2 * FLOAT * trained,
-        "activations": _activations(shape, tuning),
-        "logits": _logits(shape, tuning),
-        "runtime": RUNTIME,
+        **_at_the_peak(shape, tuning, trained),
     }
+    breakdown["runtime"] = CONTEXT + int(RESERVED[tuning.recompute] * sum(breakdown.values()))
     total = sum(breakdown.values())
     fits = None if gpu_bytes is None else total <= USABLE * gpu_bytes
     return Estimate(per_gpu_bytes=total, gpu_bytes=gpu_bytes, fits=fits, breakdown=breakdown)
@@ -95,21 +95,47 @@ def _weights(shape: ModelShape, tuning: Tuning) -> int:
                 int(quantised * (NF4 + CONSTANTS[tuning.quantization.double_quant])) + (parameters - quantised) * size
             )
         case Method.FULL:
-            return parameters * (FLOAT + (size if size < FLOAT else 0))
+            return parameters * FLOAT
 
 
-def _activations(shape: ModelShape, tuning: Tuning) -> int:
-    tokens, size = tuning.micro_batch * tuning.sequence_length, _size(tuning.precision)
-    width = shape.intermediate if not shape.experts else 2 * shape.expert_size
-    layer = 16 * shape.hidden + size * (2 * shape.hidden + 2 * shape.query + 2 * shape.key_value + 4 * width)
-    if tuning.recompute:
-        return tokens * (shape.layers * size * shape.hidden + layer)
-    return tokens * shape.layers * layer
+def _at_the_peak(shape: ModelShape, tuning: Tuning, trained: int) -> dict[str, int]:
+    """Return what comes and goes, at the moment when it is most."""
+    found = activations.count(
+        shape,
+        tuning.method,
+        size=_size(tuning.precision),
+        targets=tuning.lora.target_modules,
+        micro_batch=tuning.micro_batch,
+        length=tuning.sequence_length,
+        packing=tuning.packing,
+    )
+    copies = _copies(shape, tuning, trained)
+    one = 1 if tuning.recompute else shape.layers  # layers whose activations are there in the backward pass
+    kept = shape.layers * found.boundary if tuning.recompute else 0
+    layers = 0 if tuning.recompute else shape.layers * found.layer
+    moments = (
+        {"copies": copies, "activations": kept + layers + found.final, "logits": found.loss, "buffers": 0},
+        {
+            "copies": 0 if tuning.recompute else copies,
+            "activations": kept + layers + found.final,
+            "logits": found.loss_backward,
+            "buffers": 0,
+        },
+        {
+            "copies": copies * one // shape.layers,
+            "activations": kept + one * found.layer,
+            "logits": found.head_gradient,
+            "buffers": found.buffers,
+        },
+    )
+    return max(moments, key=lambda moment: sum(moment.values()))
 
 
-def _logits(shape: ModelShape, tuning: Tuning) -> int:
-    tokens = min(tuning.micro_batch * tuning.sequence_length, LOSS_CHUNK)
-    return tokens * shape.vocab * LOGIT_BYTES
+def _copies(shape: ModelShape, tuning: Tuning, trained: int) -> int:
+    """Return the bytes of the 16-bit copies that autocast makes of trained weights."""
+    if tuning.precision is Precision.FLOAT32:
+        return 0
+    return _size(tuning.precision) * (shape.linear_parameters() if tuning.method is Method.FULL else trained)
 
 
 def _size(precision: Precision) -> int:

@@ -64,7 +64,7 @@ class Estimate(Model):
     fits: bool | None = None
     """Whether it fits, where the GPU's memory is known."""
     breakdown: dict[str, int] = {}
-    """Bytes by purpose: weights, adapter, gradients, optimizer, activations, logits, runtime."""
+    """Bytes by purpose at the peak: weights, adapter, gradients, optimizer, 16-bit copies, activations, logits, buffers, runtime."""
 
 
 class Resolved(Model):

@@ -109,15 +109,15 @@ def choose(
         sequence_length=length,
         recompute=False,
     )
-    tuning, found = _fitting(spec, tuning, device=device, shape=shape, because=because)
-    packs = tuning.micro_batch > 1 and facts.mean < length / 2
-    why = f"examples have {facts.mean:.0f} tokens on average, sequences {length}"
+    tuning, found = _fitting(spec, tuning, device=device, shape=shape, mean=facts.mean, because=because)
+    if wanted.packing is None:
+        because["packing"] = f"examples have {facts.mean:.0f} tokens on average, sequences {length}"
     return Choice(
         max_sequence_length=length,
         micro_batch_size=tuning.micro_batch,
         gradient_checkpointing=tuning.recompute,
         precision=precision,
-        packing=_or(wanted.packing, packs, because, "packing", why),
+        packing=tuning.packing,
         loss=choose_loss(spec, facts.format),
         estimate=found,
         because=because,
@@ -204,11 +204,15 @@ def _advice(spec: TuningSpec, choice: Choice, fits: Tuning) -> str:
 
 
 def _fitting(
-    spec: TuningSpec, tuning: Tuning, *, device: Device, shape: ModelShape, because: dict[str, str]
+    spec: TuningSpec, tuning: Tuning, *, device: Device, shape: ModelShape, mean: float, because: dict[str, str]
 ) -> tuple[Tuning, Estimate]:
     """Return the first tuning that fits: large micro-batches first, recomputation only after all of them."""
     memory = device.gpu_memory_bytes if device.gpus else None
-    tried = [replace(tuning, micro_batch=size, recompute=again) for again, size in _order(spec, tuning, device)]
+    given, sparse = spec.hyperparameters.packing, mean < tuning.sequence_length / 2
+    tried = [
+        replace(tuning, micro_batch=size, recompute=again, packing=(size > 1 and sparse) if given is None else given)
+        for again, size in _order(spec, tuning, device)
+    ]
     estimates = [estimate(shape, one, gpu_bytes=memory) for one in tried]
     best = next((at for at, found in enumerate(estimates) if found.fits is not False), len(tried) - 1)
     chosen = tried[best]

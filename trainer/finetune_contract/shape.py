@@ -31,6 +31,11 @@ _TIED_BY_DEFAULT = frozenset(
 )
 _FUSED = frozenset({"gpt2", "gpt_neox", "gpt_bigcode", "falcon", "bloom", "phi3"})
 """Query, key and value in one matrix."""
+_FOUR_NORMS = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
+_NORMED_HEADS = frozenset({"qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2", "olmo3", "olmoe"})
+"""Queries and keys pass a norm of their own."""
+_SLIDING_SHARE = {"gemma2": 1 / 2, "gemma3": 5 / 6, "gemma3_text": 5 / 6, "olmo3": 3 / 4}
+"""Layers with a sliding window, where config.json does not list them."""
 _BIASED_QKV = frozenset({"qwen2", "qwen2_moe"})
 
 
@@ -56,6 +61,10 @@ class ModelShape:
     """Whether the output head is the embedding."""
     experts: int = 0
     expert_size: int = 0
+    window: int | None = None
+    """Tokens that a layer with a sliding window looks back to."""
+    sliding_share: float = 0.0
+    """Share of the layers that have one."""
 
     @classmethod
     def from_config_json(cls, config: dict[str, Any]) -> ModelShape:
@@ -80,6 +89,8 @@ class ModelShape:
             tied=bool(found.get("tie_word_embeddings", family in _TIED_BY_DEFAULT)),
             experts=experts,
             expert_size=(_found(found, "expert_size") or intermediate) if experts else 0,
+            window=_window(found),
+            sliding_share=_sliding_share(found, family),
         )
 
     @property
@@ -96,6 +107,16 @@ class ModelShape:
     def gated(self) -> bool:
         """Whether the MLP has a gate."""
         return self.family not in _PLAIN_MLP
+
+    @property
+    def norms(self) -> int:
+        """Norms of one layer as wide as its input."""
+        return 4 if self.family in _FOUR_NORMS else 2
+
+    @property
+    def normed_heads(self) -> bool:
+        """Whether queries and keys pass a norm of their own."""
+        return self.family in _NORMED_HEADS
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Return the linear layers of one decoder layer that an adapter can sit on: name, inputs, outputs."""
@@ -150,3 +171,17 @@ def _needed(config: dict[str, Any], what: str) -> int:
     if value is None:
         raise UnknownShapeError(f"config.json has no {_NAMES[what][0]}")
     return value
+
+
+def _window(config: dict[str, Any]) -> int | None:
+    size = config.get("sliding_window")
+    return size if isinstance(size, int) and config.get("use_sliding_window", True) else None
+
+
+def _sliding_share(config: dict[str, Any], family: str) -> float:
+    if _window(config) is None:
+        return 0.0
+    listed = config.get("layer_types")
+    if isinstance(listed, list) and listed:
+        return listed.count("sliding_attention") / len(listed)
+    return _SLIDING_SHARE.get(family, 1.0)

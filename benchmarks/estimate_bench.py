@@ -1,0 +1,322 @@
+"""How right the memory estimate is: real peaks of real training steps on this machine's GPU, beside the estimate.
+
+    python -m benchmarks.estimate_bench [--out FILE] [--shapes NAME ...]   measure (needs a CUDA GPU)
+    python -m benchmarks.estimate_bench --table [FILE]                     today's estimate beside measured peaks
+
+Each configuration is two optimizer steps of two micro-batches through the trainer's own loop, so that gradients and
+optimizer state are there while the second micro-batch passes. The model is random, of a published shape, made on the
+card; every second example has the full length, the others are padded to it, and every token is trained on: the worst
+case that the estimate is for.
+Each line of the file holds, in bytes: what lies on the card before training, the peak allocated, the peak reserved by
+the allocator, and what the driver counts beside it (the CUDA context).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finetune_contract.estimate import Tuning, estimate
+from finetune_contract.shape import ModelShape
+from finetune_contract.spec import Lora, Method, Precision, Quantization
+
+RESULTS = Path(__file__).parent / "results" / "2026-11-25-estimate.jsonl"
+LLAMA: dict[str, Any] = {
+    "model_type": "llama", "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+}  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-1b": {**LLAMA, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+                 "num_attention_heads": 32, "tie_word_embeddings": True},
+    "qwen2-1.5b": {"model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+                   "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936,
+                   "tie_word_embeddings": True},
+    "llama-3b": {**LLAMA, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
+                 "num_attention_heads": 24, "tie_word_embeddings": True},
+    "gemma3-4b": {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
+                  "num_hidden_layers": 34, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+                  "vocab_size": 262208, "sliding_window": 1024},
+    "mistral-7b": {"model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                   "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32768, "sliding_window": None,
+                   "tie_word_embeddings": False},
+    "llama-8b": {**LLAMA, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                 "num_attention_heads": 32},
+    "qwen3-14b": {"model_type": "qwen3", "hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40,
+                  "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+                  "tie_word_embeddings": False},
+    "tiny": {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "tie_word_embeddings": True},
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One configuration."""
+
+    shape: str
+    method: str
+    length: int
+    micro_batch: int
+    recompute: bool = False
+    packing: bool = False
+    rank: int = 16
+
+
+_L, _Q, _F = "LoRA", "QLoRA", "Full"
+SETTINGS = (
+    Setting("tiny", _L, 64, 2),
+    Setting("llama-1b", _L, 512, 16),
+    Setting("llama-1b", _L, 8192, 2),
+    Setting("llama-1b", _Q, 512, 16, packing=True),
+    Setting("llama-1b", _Q, 4096, 4),
+    Setting("llama-1b", _F, 512, 8),
+    Setting("llama-1b", _F, 2048, 4),
+    Setting("llama-1b", _F, 8192, 1, recompute=True),
+    Setting("qwen2-1.5b", _L, 2048, 4),
+    Setting("qwen2-1.5b", _F, 1024, 4),
+    Setting("llama-3b", _L, 2048, 4),
+    Setting("llama-3b", _Q, 8192, 1),
+    Setting("llama-3b", _F, 512, 2),
+    Setting("llama-3b", _F, 2048, 2, recompute=True),
+    Setting("gemma3-4b", _L, 1024, 4),
+    Setting("gemma3-4b", _Q, 2048, 2),
+    Setting("mistral-7b", _L, 4096, 1, rank=64),
+    Setting("mistral-7b", _Q, 4096, 2),
+    Setting("llama-8b", _L, 512, 8),
+    Setting("llama-8b", _L, 2048, 4),
+    Setting("llama-8b", _L, 8192, 1, recompute=True),
+    Setting("llama-8b", _L, 2048, 4, packing=True),
+    Setting("llama-8b", _Q, 2048, 4),
+    Setting("llama-8b", _Q, 8192, 1),
+    Setting("llama-8b", _Q, 2048, 2, recompute=True),
+    Setting("qwen3-14b", _L, 2048, 2),
+    Setting("qwen3-14b", _L, 4096, 2, recompute=True),
+    Setting("qwen3-14b", _Q, 2048, 2),
+    Setting("qwen3-14b", _Q, 8192, 1, recompute=True),
+)
+
+
+def tuning_of(setting: Setting) -> Tuning:
+    """Return what the estimate is asked."""
+    return Tuning(
+        method=Method(setting.method),
+        precision=Precision.BFLOAT16,
+        lora=Lora(rank=setting.rank),
+        quantization=Quantization(),
+        micro_batch=setting.micro_batch,
+        sequence_length=setting.length,
+        recompute=setting.recompute,
+        packing=setting.packing,
+    )
+
+
+def make_model(setting: Setting) -> Any:
+    """Return a random model of the shape on the card, as `load_for_training` would return a real one."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from finetune_trainer.model import _with_adapters, device
+
+    shape = dict(SHAPES[setting.shape])
+    config = AutoConfig.for_model(shape.pop("model_type"), max_position_embeddings=8192, pad_token_id=0, **shape)
+    dtype = torch.float32 if setting.method == _F else torch.bfloat16
+    with device():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model.config.use_cache = False
+    if setting.method == _Q:
+        quantise(model)
+    if setting.recompute:
+        model.gradient_checkpointing_enable()
+    if setting.method == _F:
+        return model
+    return _with_adapters(model, Lora(rank=setting.rank), resolved_of(setting), seed=0)
+
+
+def quantise(model: Any) -> None:
+    """Put every linear layer but the head into NF4 on the card, as bitsandbytes does on loading."""
+    import bitsandbytes as bnb
+    import torch
+
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, torch.nn.Linear) or name == "lm_head":
+            continue
+        with torch.device("meta"):
+            layer = bnb.nn.Linear4bit(
+                module.in_features, module.out_features, module.bias is not None, compute_dtype=torch.bfloat16,
+                compress_statistics=True, quant_type="nf4",
+            )  # fmt: skip
+        weight = module.weight.data
+        layer.weight = bnb.nn.Params4bit(
+            weight.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
+        ).to(weight.device)
+        if module.bias is not None:
+            layer.bias = module.bias
+        model.set_submodule(name, layer)
+    model.is_loaded_in_4bit = True  # PEFT asks
+
+
+def resolved_of(setting: Setting) -> Any:
+    """Return what prepare would have resolved."""
+    from tests.support.prepared import make_resolved
+
+    return make_resolved(
+        precision=Precision.BFLOAT16, total_steps=2, batch_size=2 * setting.micro_batch,
+        micro_batch_size=setting.micro_batch, max_sequence_length=setting.length, packing=setting.packing,
+        gradient_checkpointing=setting.recompute, lora_alpha=setting.rank, eval_every_steps=1000, learning_rate=1e-5,
+    )  # fmt: skip
+
+
+def make_loop(setting: Setting, folder: Path) -> Any:
+    """Return the trainer's loop over examples of the full length."""
+    import torch
+    from datasets import Dataset
+
+    from finetune_trainer.dataset import Data
+    from finetune_trainer.loop import Loop, loop_arguments
+    from finetune_trainer.model import trained_in_float32
+    from tests.support.prepared import UID, DatasetSummary, Estimate, Prepared, make_config
+
+    vocab = int(SHAPES[setting.shape]["vocab_size"])
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, vocab, (4 * setting.micro_batch, setting.length), generator=generator).tolist()
+    ids[1::2] = [row[: -setting.length // 8] for row in ids[1::2]] if not setting.packing else ids[1::2]
+    rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
+    resolved = resolved_of(setting)
+    count = DatasetSummary(
+        format="text", examples=len(ids), train_examples=len(ids), validation_examples=0, train_tokens=0,
+        loss_tokens=0, longest=setting.length, truncated=0, dropped=0, duplicates=0,
+    )  # fmt: skip
+    prepared = Prepared(
+        job_uid=UID, config_hash="", dataset=count, estimate=Estimate(per_gpu_bytes=1), resolved=resolved,
+        pad_token_id=0, shards=(), held_out="", first_example="",
+    )  # fmt: skip
+    config = make_config(output_uri="file:///out", model_uri="file:///model", method=setting.method)
+    model = make_model(setting)
+    loop = Loop(
+        model=model,
+        tokenizer=tokenizer(folder),
+        data=Data(train=rows, validation=[], questions=[]),
+        prepared=prepared,
+        arguments=loop_arguments(config, resolved, micro_batch=setting.micro_batch, folder=folder / "loop"),
+        flatten=setting.packing,
+    )
+    trained_in_float32(model)
+    return loop
+
+
+def tokenizer(folder: Path) -> Any:
+    """Return some tokenizer: the loop wants one, and its examples are ids already."""
+    from transformers import AutoTokenizer
+
+    from tests.support.prepared import tiny_model
+
+    return AutoTokenizer.from_pretrained(tiny_model(folder / "tiny"))
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Train two steps; return the figures in bytes."""
+    import torch
+
+    found: dict[str, Any] = asdict(setting)
+    with tempfile.TemporaryDirectory(prefix="estimate-") as scratch:
+        try:
+            loop = make_loop(setting, Path(scratch))
+            gc.collect()
+            torch.cuda.empty_cache()
+            found["before"] = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            loop.train()
+            free, total = torch.cuda.mem_get_info()
+            found["peak"] = torch.cuda.max_memory_allocated()
+            found["reserved"] = torch.cuda.max_memory_reserved()
+            found["beside"] = total - free - torch.cuda.memory_reserved()
+            found["parameters"] = sum(p.numel() for p in loop.model.parameters())
+            found["trained"] = sum(p.numel() for p in loop.model.parameters() if p.requires_grad)
+        except torch.OutOfMemoryError as error:
+            found["error"] = str(error)[:200]
+    loop = None
+    gc.collect()
+    torch.cuda.empty_cache()
+    return found
+
+
+def measure_shape(name: str) -> None:
+    """Measure all settings of one shape in this process; one JSON line each."""
+    for setting in (one for one in SETTINGS if one.shape == name):
+        print(json.dumps(measure(setting)), flush=True)
+
+
+def measure_all(shapes: list[str], out: Path) -> None:
+    """Measure in a process a shape, so that one shape's fragments are not the next one's."""
+    for name in shapes:
+        command = [sys.executable, "-m", "benchmarks.estimate_bench", "--shape", name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        with out.open("a") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        if done.returncode:
+            print(f"{name}: exit {done.returncode} after {len(lines)} settings", file=sys.stderr)
+
+
+def rows(file: Path) -> Iterator[tuple[Setting, dict[str, Any]]]:
+    """Yield each measured setting with its figures."""
+    names = Setting.__dataclass_fields__
+    for line in file.read_text().splitlines():
+        found = json.loads(line)
+        if "peak" in found:
+            yield Setting(**{key: value for key, value in found.items() if key in names}), found
+
+
+def table(file: Path) -> int:
+    """Print each measured peak beside the estimate; return how many are outside the promise."""
+    columns = ("shape", "method", "length", "micro-batch", "recompute", "packed", "peak GB", "estimate GB", "off",
+               "reserved / peak", "context GB")  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    outside = 0
+    for setting, found in rows(file):
+        told = predicted(setting)
+        off = told / found["peak"] - 1
+        outside += not -0.05 <= off <= 0.10
+        cells = (
+            setting.shape, setting.method + ("" if setting.rank == Lora().rank else f", rank {setting.rank}"),
+            setting.length, setting.micro_batch, "yes" if setting.recompute else "", "yes" if setting.packing else "",
+            f"{found['peak'] / 1e9:.2f}", f"{told / 1e9:.2f}", f"{off:+.1%}",
+            f"{found['reserved'] / found['peak']:.3f}", f"{found['beside'] / 1e9:.2f}",
+        )  # fmt: skip
+        print(f"| {' | '.join(map(str, cells))} |")
+    return outside
+
+
+def predicted(setting: Setting) -> int:
+    """Return the estimate of the peak allocated, in bytes: without what the allocator and the driver add."""
+    shape = ModelShape.from_config_json({"max_position_embeddings": 8192, **SHAPES[setting.shape]})
+    found = estimate(shape, replace(tuning_of(setting)))
+    return found.per_gpu_bytes - found.breakdown["runtime"]
+
+
+def main() -> int:
+    """Measure, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("estimate.jsonl"))
+    parser.add_argument("--shapes", nargs="+", default=[name for name in SHAPES if name != "tiny"])
+    parser.add_argument("--shape", help=argparse.SUPPRESS)
+    parser.add_argument("--table", type=Path, nargs="?", const=RESULTS)
+    options = parser.parse_args()
+    if options.table:
+        return int(table(options.table) > 0)
+    if options.shape:
+        measure_shape(options.shape)
+    else:
+        measure_all(options.shapes, options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""What a forward pass leaves in memory for the backward pass, as transformers' eager decoders and PEFT compute it.
+
+Counted tensor by tensor, a token and a layer, as Korthikanti et al. 2022 (section 4) do, for the three ways to train:
+
+- Norms compute in float32 and keep their input so; where their weight is trained, their result, too.
+- A linear layer keeps its input for the gradient of what is trained. PEFT's LoRA layer has autocast make a copy for
+  each adapter; its 4-bit layer and layers with nothing trained share the input of their neighbours.
+- SDPA keeps queries, keys, values, its result and no matrix of scores. But where it gets a mask (packing, or a sliding
+  window shorter than the sequence) keys and values are repeated for each head, and the mask is kept as numbers: a token
+  has one for each token of its sequence.
+- The loss is taken by TRL's fused head, tile by tile: full logits never exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from finetune_contract.shape import ModelShape
+from finetune_contract.spec import Method
+
+FLOAT = 4
+TILE_TOKENS, TILE_VOCAB = 4096, 32768
+"""Tokens and words of which logits exist at one time (trl.kernels.chunked_logprob)."""
+EXPERTS_A_TOKEN = 2
+_ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj"})
+# Tensors as wide as the MLP that the backward pass of one has at one time, in bytes a value: measured.
+_BUFFER = {Method.LORA: 10, Method.QLORA: 6, Method.FULL: 6}
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Bytes of a micro-batch."""
+
+    layer: int
+    """Kept by one decoder layer."""
+    boundary: int
+    """The input of one layer: all that recomputation keeps of it."""
+    final: int
+    """Kept by the last norm and by the head."""
+    loss: int
+    """Buffers of the head in the forward pass."""
+    loss_backward: int
+    """Buffers of the head in the backward pass, its gradients among them."""
+    head_gradient: int
+    """Gradient of a trained head that waits for the embedding's, with which it is shared."""
+    buffers: int
+    """Buffers of one layer in the backward pass."""
+
+
+def count(
+    shape: ModelShape,
+    method: Method,
+    *,
+    size: int,
+    targets: Iterable[str],
+    micro_batch: int,
+    length: int,
+    packing: bool,
+) -> Activations:
+    """Return the bytes of a micro-batch of `micro_batch` sequences; `size` is that of a computed number in bytes."""
+    tokens, hidden = micro_batch * length, shape.hidden
+    full = method is Method.FULL
+    residual = FLOAT if full else size
+    attention = _attention(shape, size, attended=tokens if packing else length, packing=packing and micro_batch > 1)
+    layer = _norms(shape, trained=full) + _inputs(shape, method, size=size, targets=targets) + _mlp(shape, size)
+    tile, head = _tile(shape, size, tokens=tokens, trained=full), FLOAT * shape.vocab * hidden * full
+    return Activations(
+        layer=tokens * (layer + attention),
+        boundary=tokens * residual * hidden,
+        final=tokens * hidden * (residual + FLOAT * (1 + full)),
+        loss=tile,
+        loss_backward=tile + tokens * hidden * (FLOAT + residual) + head,
+        head_gradient=head * shape.tied,
+        buffers=_buffers(shape, method, size=size, tokens=tokens),
+    )
+
+
+def _norms(shape: ModelShape, *, trained: bool) -> int:
+    each = FLOAT * (2 if trained else 1)
+    return each * (shape.norms * shape.hidden + (shape.query + shape.key_value if shape.normed_heads else 0))
+
+
+def _inputs(shape: ModelShape, method: Method, *, size: int, targets: Iterable[str]) -> int:
+    """Return the inputs that linear layers keep, beside the result of attention, which attention keeps itself."""
+    fed = {name: inputs for name, (inputs, _) in _fed(shape, method, targets).items()}
+    down, out = fed.pop("down_proj", 0), fed.pop("o_proj", 0)
+    if method is Method.QLORA or size == FLOAT:  # neighbours share one tensor
+        return size * (shape.hidden * len({name in _ATTENTION for name in fed}) + down)
+    return size * (sum(fed.values()) + down + (out if method is Method.LORA else 0))
+
+
+def _fed(shape: ModelShape, method: Method, targets: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Return the linear layers with something trained; all of them, if a target's name is not known here."""
+    linears, wanted = shape.linears(), set(targets)
+    if method is Method.FULL or not wanted <= linears.keys():
+        return linears
+    return {name: widths for name, widths in linears.items() if name in wanted}
+
+
+def _attention(shape: ModelShape, size: int, *, attended: int, packing: bool) -> int:
+    """Return what SDPA keeps a token; `attended` is how many tokens one sees."""
+    plain = 2 * shape.query + 2 * shape.key_value
+    masked = 2 * (shape.query - shape.key_value) + attended
+    return int(size * (plain + _masked_share(shape, attended, packing=packing) * masked))
+
+
+def _mlp(shape: ModelShape, size: int) -> int:
+    """Return gate, its activation and up; without a gate, what the activation gets."""
+    return size * (3 if shape.gated else 1) * _width(shape)
+
+
+def _width(shape: ModelShape) -> int:
+    return shape.intermediate if not shape.experts else EXPERTS_A_TOKEN * shape.expert_size
+
+
+def _masked_share(shape: ModelShape, attended: int, *, packing: bool) -> float:
+    """Return the share of layers whose attention gets a mask. Padding gets none: it stands at the end."""
+    if packing:
+        return 1.0
+    return shape.sliding_share if shape.window and attended >= shape.window else 0.0
+
+
+def _tile(shape: ModelShape, size: int, *, tokens: int, trained: bool) -> int:
+    """Return the fused head's buffers: a tile of logits, and the cast of its weights where they are float32."""
+    words = min(shape.vocab, TILE_VOCAB)
+    return size * words * (min(tokens, TILE_TOKENS) + (shape.hidden if trained else 0))
+
+
+def _buffers(shape: ModelShape, method: Method, *, size: int, tokens: int) -> int:
+    dequantised = size * shape.hidden * _width(shape) if method is Method.QLORA else 0
+    return tokens * (_BUFFER[method] * size // 2 * _width(shape) + FLOAT * shape.hidden) + dequantised

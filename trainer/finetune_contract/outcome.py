@@ -100,6 +100,17 @@ class PrepareResult(Model):
     resolved: Resolved
 
 
+class TrainingSummary(Model):
+    """How the training went, in words: it fills `status.training`."""
+
+    best_step: int | None = None
+    """Step whose weights are exported: the one with the lowest held-out loss."""
+    stopped_early: Annotated[str, Field(max_length=512)] | None = None
+    """Why the run ended before its last step, if it did."""
+    warnings: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=20)] = ()
+    """What an expert would change next time."""
+
+
 class TrainResult(Model):
     """What train produced."""
 
@@ -110,6 +121,7 @@ class TrainResult(Model):
     checkpoint_step: int | None = None
     artifacts: dict[str, Artifact] = {}
     evaluation: EvaluationSummary | None = None
+    training: TrainingSummary | None = None
 
 
 class TerminationMessage(Model):
@@ -129,7 +141,7 @@ class TerminationMessage(Model):
 
     def encode(self, limit: int = MAX_MESSAGE_BYTES) -> str:
         """Return JSON of at most `limit` bytes, giving up, in this order: log tail, reasons for what was
-        chosen, warnings, the end of the message.
+        chosen, warnings of data and training, the end of the message.
         """
         for candidate in self._shorter():
             text = candidate.to_json()
@@ -152,6 +164,11 @@ class TerminationMessage(Model):
                     else None
                 )
                 tails.append(bare := bare.model_copy(update={"prepared": prepared}))
+        if bare.trained and bare.trained.training and bare.trained.training.warnings:
+            training = bare.trained.training.model_copy(update={"warnings": ()})
+            tails.append(
+                bare := bare.model_copy(update={"trained": bare.trained.model_copy(update={"training": training})})
+            )
         return tails + [bare.model_copy(update={"message": _cut(bare.message, size)}) for size in (900, 600, 300, 100)]
 
     def _warnings_cut(self, kept: int) -> DatasetSummary | None:

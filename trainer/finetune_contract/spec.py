@@ -157,11 +157,20 @@ class Samples(Model):
     """Prompts answered by the base and by the tuned model at the end; the answers stand in evaluation.json."""
 
 
+class EarlyStopping(Model):
+    """When training has taken what the data give."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Measurements of the held-out loss in a row that may be no better than the best before the run ends. The weights of the best are what is exported, with early stopping or without."""
+
+
 class Evaluation(Model):
     """How the tuned model is measured on the held-out part, beside the base model."""
 
     every_steps: Positive | None = None
     """Optimizer steps between two measurements of the held-out loss; about ten a run when absent."""
+    early_stopping: EarlyStopping | None = None
+    """End the run when the held-out loss no longer falls; without it all steps are trained."""
     metrics: Annotated[tuple[Literal["exactMatch"], ...], Field(max_length=1)] = ()
     """Scores of generated answers against the held-out ones. exactMatch: share of equal answers, blanks trimmed."""
     max_examples: Annotated[int, Field(ge=1, le=10000)] = 32

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from finetune_trainer.checkpoint import CheckpointUploader
+from finetune_trainer.held_out import overfitting
 from finetune_trainer.logs import log
 from finetune_trainer.loop import require_finite
 from finetune_trainer.preemption import PREEMPTION
@@ -57,6 +58,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
         self._clock = StepClock()
         self._display: _Bar | _Lines = _Bar() if sys.stderr.isatty() else _Lines()
         self._resumed_from = resumed_from
+        self._overfitting_since: int | None = None
 
     def on_train_begin(self, _args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         """Say where the run starts."""
@@ -70,12 +72,20 @@ class Report(TrainerCallback):  # type: ignore[misc]
         if "eval_loss" in logs:
             self._progress.update(evalLoss=logs["eval_loss"])
             self._display.note(f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
+            self._warn_of_overfitting(state)
         elif "loss" in logs:
             self._report_step(state, logs)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Leave the terminal as it was."""
         self._display.close()
+
+    def _warn_of_overfitting(self, state: TrainerState) -> None:
+        found = overfitting(state.log_history)
+        if found and found.since.step != self._overfitting_since:
+            self._overfitting_since = found.since.step
+            self._progress.update(overfittingSinceStep=found.since.step)
+            log.warning("%s", found)
 
     def _report_step(self, state: TrainerState, logs: dict[str, float]) -> None:
         self._clock.step_ended(state.global_step, tokens=int(logs.get("num_tokens", 0)))

@@ -69,6 +69,8 @@ def training_rows(lineage: Lineage) -> list[tuple[str, str]]:
         ("Precision", str(resolved.precision)),
         ("Seed", str(wanted.seed)),
     ]
+    if training.stopped_early:
+        rows.append(("Stopped early", training.stopped_early))
     if lineage.config.spec.method is not Method.FULL and resolved.lora_alpha is not None:
         rank = lineage.config.spec.lora.rank if lineage.config.spec.lora else None
         rows.insert(1, ("LoRA", f"alpha {resolved.lora_alpha:g}" + (f", rank {rank}" if rank else "")))

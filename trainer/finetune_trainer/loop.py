@@ -26,6 +26,7 @@ from finetune_trainer.checkpoint import CheckpointUploader
 from finetune_trainer.dataset import Data, collator
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import held_out_loss
+from finetune_trainer.held_out import stop_reason
 from finetune_trainer.model import device, save_weights
 from finetune_trainer.preemption import PREEMPTION
 
@@ -45,15 +46,28 @@ class _StopEvaluationError(Exception):
     """The signal came during a measurement inside training: the step's checkpoint is due, not the measurement."""
 
 
+class _StopBeforeTheFirstStepError(Exception):
+    """The measurement that a resumed run begins with says that it is over; Trainer would train a step first."""
+
+
 class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
     """One run's training loop."""
 
     control: TrainerControl
 
     def __init__(
-        self, *, model: Any, tokenizer: Any, data: Data, prepared: Prepared, arguments: SFTConfig, flatten: bool
+        self,
+        *,
+        model: Any,
+        tokenizer: Any,
+        data: Data,
+        prepared: Prepared,
+        arguments: SFTConfig,
+        flatten: bool,
+        patience: int | None = None,
     ) -> None:
-        self._prepared, self._data = prepared, data
+        self._prepared, self._data, self._patience = prepared, data, patience
+        self._resumed_at: int | None = None
         self.uploader: CheckpointUploader | None = None
         self.best: Best | None = None
         super().__init__(
@@ -90,9 +104,8 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
             return
         self._adopt_best(checkpoint)
         state = TrainerState.load_from_json(str(checkpoint / STATE))
-        if state.global_step < self.args.max_steps:
-            self.args.eval_on_start = self._measurement_is_due(state)
-            self.train(resume_from_checkpoint=str(checkpoint))
+        if state.global_step < self.args.max_steps and not stop_reason(state.log_history, patience=self._patience):
+            self._train_on(checkpoint, state)
             return
         # The last step is done: Trainer would go on to the end of the epoch.
         self._load_from_checkpoint(str(checkpoint))
@@ -116,12 +129,34 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
         metrics = {"eval_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._stop_if_it_no_longer_falls()
         return metrics
+
+    @property
+    def stopped_early(self) -> str | None:
+        """Why the run ended before its last step, if it did."""
+        reached_end = self.state.global_step >= self.args.max_steps
+        return None if reached_end else stop_reason(self.state.log_history, patience=self._patience)
 
     def load_best(self) -> None:
         """Put the best weights into the model; those of the last step are there if nothing was measured."""
         if self.best and self.best.step != self.state.global_step:
             self._load_from_checkpoint(str(self.folder / BEST))
+
+    def _train_on(self, checkpoint: Path, state: TrainerState) -> None:
+        self._resumed_at = state.global_step
+        self.args.eval_on_start = self._measurement_is_due(state)
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint))
+        except _StopBeforeTheFirstStepError:
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+
+    def _stop_if_it_no_longer_falls(self) -> None:
+        if self.stopped_early is None:
+            return
+        if self.state.global_step == self._resumed_at:
+            raise _StopBeforeTheFirstStepError
+        self.control.should_save = self.control.should_training_stop = True
 
     def _adopt_best(self, checkpoint: Path) -> None:
         if not (checkpoint / BEST_RECORD).is_file():

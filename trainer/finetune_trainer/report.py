@@ -67,6 +67,7 @@ def report_page(lineage: Lineage, evaluation: EvaluationFile) -> str:
         scores=score_rows(evaluation.base, evaluation.tuned),
         lineage=lineage_rows(lineage),
         training=training_rows(lineage),
+        training_warnings=lineage.training.warnings,
         chart=_loss_chart(lineage),
         dataset=lineage.prepared.dataset,
         histogram=_bars(lineage.prepared.token_histogram),

@@ -30,6 +30,10 @@ class Training(Model):
     resumed_from_step: int | None = None
     checkpoint_step: int | None = None
     micro_batch_size: int | None = None
+    stopped_early: str | None = None
+    """Why the run ended before its last step, if it did."""
+    warnings: tuple[str, ...] = ()
+    """What an expert would change next time."""
     losses: tuple[Point, ...] = ()
     held_out_losses: tuple[Point, ...] = ()
 

@@ -28,6 +28,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import Measured, measure, measure_base
 from finetune_trainer.export import Lineage, export
 from finetune_trainer.fetch import FetchedModel, fetch_model
+from finetune_trainer.held_out import overfitting
 from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop, loop_arguments
 from finetune_trainer.model import load_for_training, save_weights, trained_in_float32
@@ -106,7 +107,7 @@ def _get_ready(run: _Run) -> tuple[Loop, Measured]:
     """Load the model, find the micro-batch that fits, and ask the base model while the weights are still its own."""
     log.info("loading %s for %s", run.config.spec.model.uri, run.config.spec.method)
     model = load_for_training(run.config, run.prepared.resolved, run.fetched.path)
-    resolved = run.prepared.resolved
+    resolved, early_stopping = run.prepared.resolved, run.config.spec.evaluation.early_stopping
 
     def make(micro_batch: int) -> Loop:
         arguments = loop_arguments(run.config, resolved, micro_batch=micro_batch, folder=run.folder / "loop")
@@ -117,6 +118,7 @@ def _get_ready(run: _Run) -> tuple[Loop, Measured]:
             prepared=run.prepared,
             arguments=arguments,
             flatten=resolved.packing and micro_batch > 1,
+            patience=early_stopping.patience if early_stopping else None,
         )
         trained_in_float32(model)  # TRL holds a quantised model's adapters in bfloat16
         return loop
@@ -157,6 +159,8 @@ def _train(run: _Run, loop: Loop, progress: Progress) -> Training:
         uploader.close()
         progress.update(checkpointStep=uploader.stored_step)
     PREEMPTION.check()
+    if loop.stopped_early:
+        log.info("stopped early at step %d: %s", loop.state.global_step, loop.stopped_early)
     loop.load_best()
     return _training(loop, resumed_from=resumed_from)
 
@@ -172,6 +176,8 @@ def _training(loop: Loop, *, resumed_from: int | None) -> Training:
         resumed_from_step=resumed_from,
         checkpoint_step=loop.uploader.stored_step if loop.uploader else None,
         micro_batch_size=loop.args.per_device_train_batch_size,
+        stopped_early=loop.stopped_early,
+        warnings=(str(found),) if (found := overfitting(history)) else (),
         losses=losses,
         held_out_losses=curve(history, "eval_loss"),
     )

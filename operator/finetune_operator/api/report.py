@@ -37,6 +37,7 @@ class ProgressReport:
     tokens_per_second: float | None = None
     checkpoint_step: int | None = None
     resumed_from_step: int | None = None
+    overfitting_since_step: int | None = None
 
 
 def says_nothing(status: TrainerStatus) -> bool:
@@ -64,6 +65,7 @@ def report_from(
         tokens_per_second=metrics.get("tokensPerSecond"),
         checkpoint_step=_count(metrics, "checkpointStep"),
         resumed_from_step=_count(metrics, "resumedFromStep"),
+        overfitting_since_step=_count(metrics, "overfittingSinceStep"),
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, WithJsonSchema
 
 from finetune_contract.exit_codes import FailureClass
 from finetune_contract.model import Model
-from finetune_contract.outcome import Artifact, EvaluationSummary
+from finetune_contract.outcome import Artifact, EvaluationSummary, TrainingSummary
 from finetune_contract.prepared import DatasetSummary, Estimate, Resolved
 from finetune_operator.api.conditions import Phase
 
@@ -65,6 +65,8 @@ class Progress(Model):
     """Current learning rate."""
     tokens_per_second: float | None = None
     """Tokens trained on a second."""
+    overfitting_since_step: int | None = None
+    """Step since which the held-out loss rises while the training loss falls; its weights are kept."""
     updated_at: Time
     """When the trainer reported."""
 
@@ -195,6 +197,8 @@ class FineTuneJobStatus(Model):
     """The newest checkpoint."""
     last_failure: LastFailure | None = None
     """How the last failed attempt ended."""
+    training: TrainingSummary | None = None
+    """How the training went, in words."""
     evaluation: EvaluationSummary | None = None
     """Base against tuned."""
     outputs: Outputs | None = None

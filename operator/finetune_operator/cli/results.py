@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_contract import paths
-from finetune_contract.outcome import EvaluationSummary, Manifest
+from finetune_contract.outcome import EvaluationSummary, Manifest, TrainingSummary
 from finetune_operator.cli.storage import StorageError, read
 from finetune_operator.cli.verify import human_bytes
 
@@ -24,6 +24,14 @@ def comparison(evaluation: EvaluationSummary) -> Iterator[str]:
         base, tuned = getattr(evaluation.base, field), getattr(evaluation.tuned, field)
         if tuned is not None:
             yield f"{title:<22}{form.format(base) if base is not None else '-':>10}{form.format(tuned):>10}"
+
+
+def remarks(training: TrainingSummary | None) -> Iterator[str]:
+    """Yield what is to say about the training: why it ended early, and what to change; each a paragraph."""
+    found = [training.stopped_early, *training.warnings] if training else []
+    for text in found:
+        if text:
+            yield f"{_labelled('note', text)}\n"
 
 
 def before_and_after(run_uri: str, *, most: int = 3) -> Iterator[str]:

@@ -18,7 +18,7 @@ from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.cli.check import is_ours, problems_of
 from finetune_operator.cli.documents import ReadError, read_documents
 from finetune_operator.cli.local_run import LocalRun, default_folder, local_device
-from finetune_operator.cli.results import before_and_after, comparison, outputs
+from finetune_operator.cli.results import before_and_after, comparison, outputs, remarks
 from finetune_operator.cli.stages import run_stage, was_stopped
 from finetune_operator.cli.storage import StorageError, local_uri
 from finetune_operator.cli.validate import INVALID
@@ -173,6 +173,7 @@ def _show(config: RunConfig, trained: TrainResult) -> None:
     print()
     if trained.evaluation:
         print(*comparison(trained.evaluation), "", sep="\n")
+    print(*remarks(trained.training), sep="\n", end="")
     print(*before_and_after(config.run_uri), sep="\n")
     verified = verify(config.run_uri)
     print(*outputs(config.run_uri, verified.manifest), sep="\n")

@@ -27,6 +27,7 @@ def take_over(draft: Draft, report: ProgressReport, output_uri: str) -> None:
         "eval_loss": shown(report.eval_loss),
         "learning_rate": report.learning_rate,
         "tokens_per_second": report.tokens_per_second,
+        "overfitting_since_step": report.overfitting_since_step,
     }
     known = {name: value for name, value in said.items() if value is not None}
     base = old or Progress(updated_at=format_time(report.received_at))

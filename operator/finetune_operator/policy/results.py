@@ -46,6 +46,7 @@ def succeeded(draft: Draft, effective: Effective, said: TerminationMessage, now:
     uri = paths.run_uri(effective.spec.output.uri, draft.status.run or 1)
     draft.set(
         outputs=_outputs(uri, result, said.sha256 or ""),
+        training=result.training,
         evaluation=result.evaluation,
         completion_time=format_time(now),
         progress=_final(draft.status.progress, result, now),
@@ -55,7 +56,15 @@ def succeeded(draft: Draft, effective: Effective, said: TerminationMessage, now:
     draft.condition(T.RUNNING, False, Reason.SUCCEEDED, "training has ended")
     draft.condition(T.OUTPUTS_READY, True, Reason.MANIFEST_WRITTEN, f"the outputs are at {uri}")
     draft.condition(T.FAILED, False, Reason.NOT_FAILED)
-    draft.condition(T.COMPLETE, True, Reason.SUCCEEDED, f"the outputs are at {uri}")
+    draft.condition(T.COMPLETE, True, Reason.SUCCEEDED, f"the outputs are at {uri}{_remarks(result)}")
+
+
+def _remarks(result: TrainResult) -> str:
+    training = result.training
+    if training is None:
+        return ""
+    early = f"; stopped early at step {result.step}" if training.stopped_early else ""
+    return early + (f"; {len(training.warnings)} warnings in status.training" if training.warnings else "")
 
 
 def _outputs(uri: str, result: TrainResult, sha256: str) -> Outputs:

@@ -49,6 +49,8 @@ class ExitCode(IntEnum):
     HUB_ACCESS_DENIED = 22
     OUT_OF_MEMORY = 30
     LOSS_NOT_FINITE = 31
+    LOSS_DIVERGED = 32
+    GRADIENTS_VANISHED = 33
     STORAGE_UNAVAILABLE = 40
     HUB_UNAVAILABLE = 41
     DISK_FULL = 42
@@ -103,6 +105,10 @@ FAILURES: tuple[Failure, ...] = (
             "The accelerator's memory ran out."),
     Failure(_C.LOSS_NOT_FINITE, "LossNotFinite", _F.NON_FINITE,
             "The loss became NaN or infinite; a lower learning rate or fp32 helps."),
+    Failure(_C.LOSS_DIVERGED, "LossDiverged", _F.USER_ERROR,
+            "The loss shot up and stayed there; a lower learning rate or more warm-up helps."),
+    Failure(_C.GRADIENTS_VANISHED, "GradientsVanished", _F.USER_ERROR,
+            "The gradients were zero for several steps: nothing is learned."),
     Failure(_C.STORAGE_UNAVAILABLE, "StorageUnavailable", _F.STORAGE,
             "Object storage could not be reached, after retries."),
     Failure(_C.HUB_UNAVAILABLE, "HubUnavailable", _F.HUB_ACCESS,

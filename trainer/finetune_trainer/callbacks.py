@@ -8,7 +8,10 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from finetune_contract.exit_codes import ExitCode
 from finetune_trainer.checkpoint import CheckpointUploader
+from finetune_trainer.divergence import GradientPulse, LossLevel
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.held_out import overfitting
 from finetune_trainer.logs import log
 from finetune_trainer.loop import require_finite
@@ -29,6 +32,42 @@ class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]  # untyped
         for name, what in (("loss", "loss"), ("grad_norm", "gradients' norm")):
             if name in logs:
                 require_finite(logs[name], f"{what} at step {state.global_step}")
+
+
+class StopOnDivergence(TrainerCallback):  # type: ignore[misc]
+    """Ends the run when its loss shot up or its gradients died, and keeps checkpoints of that out of storage."""
+
+    def __init__(self) -> None:
+        self._level, self._pulse = LossLevel(), GradientPulse()
+        self._put_off = False
+
+    def on_train_begin(self, _args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        """Take up what earlier attempts have logged."""
+        for entry in state.log_history:
+            self._observe(entry)
+
+    def on_log(
+        self, _args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        """Look at what the step has logged; the checkpoint that it may be due for comes after this."""
+        self._observe(logs)
+        if self._level.diverged:
+            raise TrainerError(ExitCode.LOSS_DIVERGED, _diverged(self._level, state.global_step))
+        if self._pulse.stopped:
+            raise TrainerError(ExitCode.GRADIENTS_VANISHED, _vanished(self._pulse, state.global_step))
+        if "loss" in logs and not PREEMPTION.requested and state.global_step < state.max_steps:
+            self._put_off_saving(control)
+
+    def _observe(self, entry: dict[str, float]) -> None:
+        if "loss" in entry:
+            self._level.observe(entry["loss"])
+            if "grad_norm" in entry:
+                self._pulse.observe(entry["grad_norm"], loss=entry["loss"])
+
+    def _put_off_saving(self, control: TrainerControl) -> None:
+        wrong = bool(self._level.steps_above or self._pulse.dead_steps)
+        due = control.should_save or self._put_off
+        control.should_save, self._put_off = due and not wrong, due and wrong
 
 
 class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
@@ -103,6 +142,21 @@ class Report(TrainerCallback):  # type: ignore[misc]
             checkpointStep=self._uploader.stored_step,
         )
         self._display.step(state, loss=logs["loss"], tokens_per_second=speed, remaining=remaining)
+
+
+def _diverged(level: LossLevel, step: int) -> str:
+    return (
+        f"The loss shot up: {level.steps_above} steps in a row, up to step {step}, it was above {level.limit:.4g}, "
+        f"where it had come down to {level.level:.4g}. Lower hyperparameters.learningRate or raise "
+        "hyperparameters.warmupRatio. Checkpoints from before stay in storage."
+    )
+
+
+def _vanished(pulse: GradientPulse, step: int) -> str:
+    return (
+        f"The gradients were zero for {pulse.dead_steps} steps in a row, up to step {step}: nothing is learned. Look "
+        "at which tokens are trained on (the first example in the log) and at lora.targetModules."
+    )
 
 
 class _Lines:

@@ -18,7 +18,7 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import TrainResult
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig, Use
-from finetune_trainer.callbacks import Report, SaveCheckpoints, StopOnNonFinite
+from finetune_trainer.callbacks import Report, SaveCheckpoints, StopOnDivergence, StopOnNonFinite
 from finetune_trainer.checkpoint import CheckpointUploader, restore_newest
 from finetune_trainer.claim import claim_run
 from finetune_trainer.dataset import Data, fetch_data, read_prepared
@@ -148,6 +148,7 @@ def _train(run: _Run, loop: Loop, progress: Progress) -> Training:
     uploader = CheckpointUploader(config=run.config, store=run.store)
     loop.uploader = uploader
     loop.add_callback(StopOnNonFinite())
+    loop.add_callback(StopOnDivergence())
     loop.add_callback(SaveCheckpoints(every=run.prepared.resolved.checkpoint_every_steps, uploader=uploader))
     loop.add_callback(Report(progress, uploader=uploader, resumed_from=resumed_from))
     try:

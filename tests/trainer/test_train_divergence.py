@@ -59,7 +59,7 @@ def with_spikes(step: int, dice: random.Random) -> float:
 @pytest.mark.parametrize("loss_at", [noisy, of_two_kinds, by_heart, with_spikes])
 def test_ordinary_curves_give_no_alarm(loss_at: Callable[[int, random.Random], float]) -> None:
     for seed in range(20):
-        dice = random.Random(seed)
+        dice = random.Random(seed)  # noqa: S311
         assert step_of_alarm(loss_at(step, dice) for step in range(1, 1001)) is None
 
 
@@ -76,7 +76,7 @@ def jumping(step: int) -> float:
     [pytest.param(jumping, 100 + PATIENCE, id="at once"), pytest.param(climbing, 250, id="slowly")],
 )
 def test_a_loss_that_shoots_up_and_stays_is_an_alarm(loss_at: Callable[[int], float], latest: int) -> None:
-    dice = random.Random(1)
+    dice = random.Random(1)  # noqa: S311
 
     found = step_of_alarm(loss_at(step) + dice.gauss(0, 0.2) for step in range(1, 501))
 

@@ -14,6 +14,8 @@ CHECKPOINT_MANIFEST = "checkpoint.json"
 ADAPTER = "adapter"
 MERGED = "merged"
 EVALUATION = "evaluation.json"
+SAMPLES = "samples.jsonl"
+SAMPLES_DIR = "samples"
 REPORT = "report.html"
 MODEL_CARD = "README.md"
 MANIFEST = "manifest.json"
@@ -49,6 +51,11 @@ def checkpoint_dir(attempt: int, step: int) -> str:
     zombie of an earlier attempt can never touch a later one's files.
     """
     return f"{CHECKPOINTS}/attempt-{attempt:04d}/step-{step:08d}"
+
+
+def samples_file(attempt: int) -> str:
+    """Return where an attempt keeps its samples, below the run's folder."""
+    return f"{SAMPLES_DIR}/attempt-{attempt:04d}.jsonl"
 
 
 def join(uri: str, *parts: str) -> str:

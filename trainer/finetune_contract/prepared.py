@@ -96,6 +96,8 @@ class Resolved(Model):
     """Steps between two measurements of the held-out loss."""
     checkpoint_every_steps: int
     """Steps between two checkpoints."""
+    sample_every_steps: int | None = None
+    """Steps between two rounds of answers to the sample prompts."""
     lora_alpha: float | None = None
     """Scale of the adapter's update."""
     because: dict[str, str] = {}

@@ -23,6 +23,8 @@ from finetune_contract.spec import DatasetFormat, Lora, LossOn, Method, Precisio
 RATES = {Method.LORA: 2e-4, Method.QLORA: 2e-4, Method.FULL: 1e-5}
 EPOCHS = 3
 TIMES_A_RUN = 10
+SAMPLES_A_RUN = 4
+"""Generation is slow: a round of answers takes about as long as some steps."""
 LENGTH_STEP = 64
 SANE_LENGTH = 8192
 OUTLIER = 2
@@ -158,6 +160,13 @@ def resolve(
         loss=choice.loss,
         eval_every_steps=_or(spec.evaluation.every_steps, every, because, "evalEverySteps", about_ten),
         checkpoint_every_steps=_or(spec.checkpoint.every_steps, every, because, "checkpointEverySteps", about_ten),
+        sample_every_steps=_or(
+            spec.evaluation.samples.every_steps,
+            max(1, steps // SAMPLES_A_RUN),
+            because,
+            "sampleEverySteps",
+            f"about {SAMPLES_A_RUN} times in {steps} steps",
+        ),
         lora_alpha=alpha,
         because=because,
     )

@@ -151,10 +151,12 @@ class Hyperparameters(Model):
 
 
 class Samples(Model):
-    """Prompts whose answers are kept."""
+    """Prompts whose answers are kept: they show a format that collapses before any loss does."""
 
     prompts: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], Field(max_length=16)] = ()
-    """Prompts answered by the base and by the tuned model at the end; the answers stand in evaluation.json."""
+    """Prompts answered while the model is trained (samples.jsonl), and by the base and the tuned model at the end (evaluation.json). A few held-out ones are asked during training when absent."""
+    every_steps: Positive | None = None
+    """Optimizer steps between two rounds of answers; about four rounds a run when absent."""
 
 
 class EarlyStopping(Model):

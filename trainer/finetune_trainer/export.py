@@ -21,6 +21,7 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import EvaluationSummary, Manifest, OutputFile, TrainResult, artifact
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
+from finetune_contract.samples import Sample, to_lines
 from finetune_contract.spec import Method
 from finetune_trainer.dataset import Question
 from finetune_trainer.errors import AlreadyExistsError, TrainerError
@@ -47,6 +48,8 @@ class Lineage:
     base: Measured
     tuned: Measured
     questions: tuple[Question, ...]
+    samples: tuple[Sample, ...] = ()
+    """Answers while the model was trained."""
 
     @property
     def merged_from(self) -> str | None:
@@ -92,6 +95,8 @@ def write_outputs(weights: Path, tokenizer: Any, lineage: Lineage, *, base_folde
             tokenizer.save_pretrained(model_folder)
     evaluation = evaluation_file(lineage)
     _write_text(into / paths.EVALUATION, json.dumps(evaluation.to_wire(), indent=2, ensure_ascii=False) + "\n")
+    if lineage.samples:
+        _write_text(into / paths.SAMPLES, to_lines(lineage.samples))
     _write_text(into / paths.MODEL_CARD, model_card(lineage))
     _write_text(into / paths.REPORT, report_page(lineage, evaluation))
 

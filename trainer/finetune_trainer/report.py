@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from finetune_contract.samples import Sample
 from finetune_trainer.card import lineage_rows, score_rows, training_rows
 from finetune_trainer.summary import Point
 
@@ -74,6 +75,7 @@ def report_page(lineage: Lineage, evaluation: EvaluationFile) -> str:
         first_example=lineage.prepared.first_example,
         resolved=_resolved_rows(lineage),
         exchanges=[_shown(exchange) for exchange in (*evaluation.samples, *evaluation.examples[:_EXAMPLES])],
+        samples=_by_prompt(lineage.samples),
         more=max(0, len(evaluation.examples) - _EXAMPLES),
     )
     return page
@@ -131,11 +133,21 @@ def _resolved_rows(lineage: Lineage) -> list[tuple[str, str, str]]:
     return [(name, str(value), because.get(name, "")) for name, value in wire.items() if name != "because"]
 
 
+def _by_prompt(samples: Sequence[Sample]) -> list[tuple[str, list[Sample]]]:
+    """Return each prompt with its answers, in the order of the steps."""
+    found: dict[str, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(_text(sample.prompt), []).append(sample)
+    return list(found.items())
+
+
+def _text(prompt: str | list[dict[str, Any]]) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+
+
 def _shown(exchange: Exchange) -> dict[str, str]:
-    turns = exchange.prompt
-    prompt = turns if isinstance(turns, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
     return {
-        "prompt": prompt,
+        "prompt": _text(exchange.prompt),
         "expected": exchange.expected or "",
         "base": exchange.base,
         "tuned": exchange.tuned,

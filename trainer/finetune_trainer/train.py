@@ -18,6 +18,7 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import TrainResult
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig, Use
+from finetune_contract.samples import Sample
 from finetune_trainer.callbacks import Report, SaveCheckpoints, StopOnDivergence, StopOnNonFinite
 from finetune_trainer.checkpoint import CheckpointUploader, restore_newest
 from finetune_trainer.claim import claim_run
@@ -35,6 +36,7 @@ from finetune_trainer.model import load_for_training, save_weights, trained_in_f
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.progress import Poster, Progress
 from finetune_trainer.results import completed_run
+from finetune_trainer.samples import KeepSamples, SampleFile, prompts_to_ask
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.summary import Training, curve
 from finetune_trainer.tokenizer import load_tokenizer
@@ -87,7 +89,7 @@ def _gather(config: RunConfig, env: Environment, store: Store) -> _Run:
 def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
     """Train and evaluate; return the folder of the tuned weights. The model is gone from memory then."""
     loop, base = _get_ready(run)
-    training = _train(run, loop, progress)
+    training, samples = _train(run, loop, progress)
     tuned = _evaluate(run, loop, training)
     weights = run.folder / "tuned"
     save_weights(loop.model, weights)
@@ -99,6 +101,7 @@ def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
         base=base,
         tuned=tuned,
         questions=tuple(run.data.questions),
+        samples=samples,
     )
     return weights, lineage
 
@@ -138,7 +141,7 @@ def _wanted_micro_batch(run: _Run) -> int:
     return largest_divisor(resolved.batch_size, at_most=wanted) or 1
 
 
-def _train(run: _Run, loop: Loop, progress: Progress) -> Training:
+def _train(run: _Run, loop: Loop, progress: Progress) -> tuple[Training, tuple[Sample, ...]]:
     """Train from the newest checkpoint, or from the start, to the last step; the best weights are in the model then."""
     restored = run.folder / "restored"
     place = restore_newest(restored, config=run.config, store=run.store)
@@ -147,8 +150,10 @@ def _train(run: _Run, loop: Loop, progress: Progress) -> Training:
         log.info("going on from the checkpoint of attempt %d, step %d", place.attempt, place.step)
     uploader = CheckpointUploader(config=run.config, store=run.store)
     loop.uploader = uploader
+    samples = SampleFile(config=run.config, store=run.store, resumed_from=resumed_from)
     loop.add_callback(StopOnNonFinite())
     loop.add_callback(StopOnDivergence())
+    loop.add_callback(_samples_callback(run, samples))
     loop.add_callback(SaveCheckpoints(every=run.prepared.resolved.checkpoint_every_steps, uploader=uploader))
     loop.add_callback(Report(progress, uploader=uploader, resumed_from=resumed_from))
     try:
@@ -157,13 +162,20 @@ def _train(run: _Run, loop: Loop, progress: Progress) -> Training:
             loop.run(restored if place else None)
             uploader.wait()
     finally:
+        samples.close()
         uploader.close()
         progress.update(checkpointStep=uploader.stored_step)
     PREEMPTION.check()
     if loop.stopped_early:
         log.info("stopped early at step %d: %s", loop.state.global_step, loop.stopped_early)
     loop.load_best()
-    return _training(loop, resumed_from=resumed_from)
+    return _training(loop, resumed_from=resumed_from), samples.samples
+
+
+def _samples_callback(run: _Run, file: SampleFile) -> KeepSamples:
+    settings = run.config.spec.evaluation
+    asked = prompts_to_ask(settings, run.data, run.tokenizer)
+    return KeepSamples(asked, file=file, tokenizer=run.tokenizer, settings=settings, resolved=run.prepared.resolved)
 
 
 def _training(loop: Loop, *, resumed_from: int | None) -> Training:

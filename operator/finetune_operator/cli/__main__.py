@@ -10,12 +10,13 @@ import os
 import sys
 from importlib import import_module
 
-COMMANDS = ("validate", "estimate", "run", "verify")
+COMMANDS = ("validate", "estimate", "run", "samples", "verify")
 _EPILOG = """\
 examples:
   finetune validate job.yaml                        is it right? (no cluster needed)
   finetune estimate job.yaml --gpu-memory 24Gi      will it fit?
   finetune run job.yaml                             the same job on this machine
+  finetune samples job.yaml                         what the model answered, step by step
   finetune verify s3://models/support-bot/run-1     are all outputs there and undamaged?
 
 `finetune COMMAND --help` says more about each.

@@ -31,7 +31,7 @@ def remarks(training: TrainingSummary | None) -> Iterator[str]:
     found = [training.stopped_early, *training.warnings] if training else []
     for text in found:
         if text:
-            yield f"{_labelled('note', text)}\n"
+            yield f"{labelled('note', text)}\n"
 
 
 def before_and_after(run_uri: str, *, most: int = 3) -> Iterator[str]:
@@ -46,15 +46,16 @@ def before_and_after(run_uri: str, *, most: int = 3) -> Iterator[str]:
 
 def _exchange(exchange: dict[str, Any]) -> Iterator[str]:
     prompt = exchange["prompt"]
-    yield _labelled("prompt", prompt if isinstance(prompt, str) else prompt[-1]["content"])
+    yield labelled("prompt", prompt if isinstance(prompt, str) else prompt[-1]["content"])
     if exchange.get("expected"):
-        yield _labelled("expected", exchange["expected"])
-    yield _labelled("base", exchange["base"])
-    yield _labelled("tuned", exchange["tuned"])
+        yield labelled("expected", exchange["expected"])
+    yield labelled("base", exchange["base"])
+    yield labelled("tuned", exchange["tuned"])
     yield ""
 
 
-def _labelled(label: str, text: str) -> str:
+def labelled(label: str, text: str) -> str:
+    """Return a label with a text beside it, wrapped; a long one is cut."""
     lines = textwrap.wrap(text, _WIDTH - _INDENT, max_lines=_LINES, placeholder=" …") or ["(nothing)"]
     return f"{label:<{_INDENT}}" + f"\n{'':<{_INDENT}}".join(lines)
 

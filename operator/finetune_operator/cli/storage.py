@@ -38,6 +38,16 @@ def pieces(uri: str, *, use: Use = Use.OUTPUT, revision: str = "main") -> Iterat
             yield piece
 
 
+def names(uri: str, *, use: Use = Use.OUTPUT) -> list[str]:
+    """Return the names of files and folders right below a folder's URI, sorted; none if it is not there."""
+    scheme, _, rest = uri.rstrip("/").partition("://")
+    with _failures(uri):
+        if scheme == "s3":
+            return sorted(_s3_names(rest, use))
+        folder = _local_path(scheme, rest)
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
 def local_uri(text: str) -> str:
     """Return a URI as it is, and a path as file:///absolute/path: as it is written, since nothing here is %-encoded."""
     return text if "://" in text else f"file://{Path(text).absolute()}"
@@ -64,6 +74,17 @@ def _s3_object(rest: str, use: Use) -> IO[bytes]:
     bucket, _, key = rest.partition("/")
     body: IO[bytes] = _s3_client(use).get_object(Bucket=bucket, Key=key)["Body"]
     return body
+
+
+def _s3_names(rest: str, use: Use) -> set[str]:
+    bucket, _, prefix = rest.partition("/")
+    pages = _s3_client(use).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/", Delimiter="/")
+    found = set()
+    for page in pages:
+        keys = [item["Key"] for item in page.get("Contents", [])]
+        folders = [item["Prefix"] for item in page.get("CommonPrefixes", [])]
+        found |= {key.rstrip("/").rsplit("/", 1)[-1] for key in keys + folders}
+    return found
 
 
 def _s3_client(use: Use) -> Any:

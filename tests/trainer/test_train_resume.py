@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
+from finetune_trainer import callbacks
 from finetune_trainer.callbacks import Report
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import held_out_loss
@@ -141,3 +143,35 @@ def test_a_resumed_run_may_have_another_micro_batch(tmp_path: Path, monkeypatch:
     resumed = train(Case(second.config.model_copy(update={"spec": lowered}), second.env, second.run))
 
     assert resumed.losses == pytest.approx(undisturbed.losses, abs=1e-5)
+
+
+def test_checkpoints_come_by_minutes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the clock, and so every step, takes 40 seconds of the test's time."""
+    ticks = count(0, 40)
+    monkeypatch.setattr(callbacks, "clock", lambda: next(ticks))
+    case = make_case(
+        tmp_path, spec={"checkpoint": {"everyMinutes": 1, "keep": 100}}, total_steps=9, checkpoint_every_steps=None
+    )
+
+    train(case)
+
+    stored = sorted(int(path.name[5:]) for path in (case.run / paths.CHECKPOINTS / "attempt-0001").iterdir())
+    assert stored == [2, 4, 6, 8, 9]
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = train(make_case(tmp_path / "undisturbed", spec=DROPOUT, total_steps=STEPS))
+    case = make_case(tmp_path / "disturbed", spec=DROPOUT, total_steps=STEPS)
+    stopped(case, step=8, monkeypatch=monkeypatch)
+    newest = case.run / paths.CHECKPOINTS / "attempt-0001" / "step-00000008" / "optimizer.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(bytes(content))
+
+    resumed = train(case.attempt(2))
+
+    assert "step 8 is not used: optimizer.pt is damaged or missing" in caplog.text
+    assert resumed.result.resumed_from_step == 6
+    assert_same(resumed, undisturbed)

@@ -94,8 +94,8 @@ class Resolved(Model):
     """Tokens that are trained on."""
     eval_every_steps: int
     """Steps between two measurements of the held-out loss."""
-    checkpoint_every_steps: int
-    """Steps between two checkpoints."""
+    checkpoint_every_steps: int | None = None
+    """Steps between two checkpoints; absent where checkpoint.everyMinutes alone decides."""
     sample_every_steps: int | None = None
     """Steps between two rounds of answers to the sample prompts."""
     lora_alpha: float | None = None

@@ -159,7 +159,7 @@ def resolve(
         gradient_checkpointing=choice.gradient_checkpointing,
         loss=choice.loss,
         eval_every_steps=_or(spec.evaluation.every_steps, every, because, "evalEverySteps", about_ten),
-        checkpoint_every_steps=_or(spec.checkpoint.every_steps, every, because, "checkpointEverySteps", about_ten),
+        checkpoint_every_steps=_checkpoint_steps(spec, every, because, about_ten),
         sample_every_steps=_or(
             spec.evaluation.samples.every_steps,
             max(1, steps // SAMPLES_A_RUN),
@@ -170,6 +170,12 @@ def resolve(
         lora_alpha=alpha,
         because=because,
     )
+
+
+def _checkpoint_steps(spec: TuningSpec, every: int, because: dict[str, str], why: str) -> int | None:
+    if spec.checkpoint.every_steps is None and spec.checkpoint.every_minutes is not None:
+        return None
+    return _or(spec.checkpoint.every_steps, every, because, "checkpointEverySteps", why)
 
 
 def epochs_of(spec: TuningSpec, *, train_examples: int) -> float:

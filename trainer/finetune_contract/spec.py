@@ -187,7 +187,9 @@ class Checkpoint(Model):
     """How often progress is made safe in object storage."""
 
     every_steps: Positive | None = None
-    """Optimizer steps between two checkpoints; about ten a run when absent."""
+    """Optimizer steps between two checkpoints; about ten a run when everyMinutes is absent, too."""
+    every_minutes: Annotated[int, Field(ge=1, le=10080)] | None = None
+    """Minutes of training between two checkpoints; with everySteps, whichever comes first."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
     """Newest checkpoints that are kept."""
 

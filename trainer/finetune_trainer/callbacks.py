@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_trainer.checkpoint import CheckpointUploader
-from finetune_trainer.divergence import GradientPulse, LossLevel
+from finetune_trainer.divergence import RECENT, GradientPulse, LossLevel
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.held_out import overfitting
 from finetune_trainer.logs import log
@@ -18,6 +18,7 @@ from finetune_trainer.loop import require_finite
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.progress import Progress, StepClock
 
+clock = time.monotonic
 LINE_EVERY = 5.0
 """Seconds between two progress lines in a log."""
 
@@ -65,16 +66,21 @@ class StopOnDivergence(TrainerCallback):  # type: ignore[misc]
                 self._pulse.observe(entry["grad_norm"], loss=entry["loss"])
 
     def _put_off_saving(self, control: TrainerControl) -> None:
-        wrong = bool(self._level.steps_above or self._pulse.dead_steps)
+        wrong = self._level.suspicious or self._pulse.dead_steps > 0
         due = control.should_save or self._put_off
         control.should_save, self._put_off = due and not wrong, due and wrong
 
 
 class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Says when a checkpoint is due: every so many steps, and when the run is told to stop."""
+    """Says when a checkpoint is due: every so many steps or minutes, and when the run is told to stop."""
 
-    def __init__(self, *, every: int, uploader: CheckpointUploader) -> None:
-        self._every, self._uploader = every, uploader
+    def __init__(self, *, every_steps: int | None, every_minutes: int | None, uploader: CheckpointUploader) -> None:
+        self._every_steps, self._every_minutes, self._uploader = every_steps, every_minutes, uploader
+        self._last = clock()
+
+    def on_train_begin(self, _args: Any, _state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        """Count the minutes from here."""
+        self._last = clock()
 
     def on_step_end(self, _args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask for a checkpoint, and for the measurement of the last step."""
@@ -82,11 +88,20 @@ class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
         last = state.global_step >= state.max_steps
         control.should_evaluate |= last
         # After the last step the results are written; a checkpoint lets evaluation and export be repeated alone.
-        control.should_save |= last or state.global_step % self._every == 0
+        control.should_save |= last or self._due(state)
         if PREEMPTION.requested:
             # The measurement can wait for the next attempt; the checkpoint cannot.
             control.should_evaluate = False
             control.should_save = control.should_training_stop = True
+
+    def on_save(self, _args: Any, _state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        """Count the minutes from here, whatever the checkpoint was due for."""
+        self._last = clock()
+
+    def _due(self, state: TrainerState) -> bool:
+        steps, minutes = self._every_steps, self._every_minutes
+        by_steps = steps is not None and state.global_step % steps == 0
+        return by_steps or (minutes is not None and clock() - self._last >= 60 * minutes)
 
 
 class Report(TrainerCallback):  # type: ignore[misc]
@@ -146,8 +161,8 @@ class Report(TrainerCallback):  # type: ignore[misc]
 
 def _diverged(level: LossLevel, step: int) -> str:
     return (
-        f"The loss shot up: {level.steps_above} steps in a row, up to step {step}, it was above {level.limit:.4g}, "
-        f"where it had come down to {level.level:.4g}. Lower hyperparameters.learningRate or raise "
+        f"The loss shot up: in {level.steps_above} of the last {RECENT} steps, up to step {step}, it was above "
+        f"{level.limit:.4g}, where it had come down to {level.level:.4g}. Lower hyperparameters.learningRate or raise "
         "hyperparameters.warmupRatio. Checkpoints from before stay in storage."
     )
 

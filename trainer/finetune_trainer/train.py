@@ -154,7 +154,13 @@ def _train(run: _Run, loop: Loop, progress: Progress) -> tuple[Training, tuple[S
     loop.add_callback(StopOnNonFinite())
     loop.add_callback(StopOnDivergence())
     loop.add_callback(_samples_callback(run, samples))
-    loop.add_callback(SaveCheckpoints(every=run.prepared.resolved.checkpoint_every_steps, uploader=uploader))
+    loop.add_callback(
+        SaveCheckpoints(
+            every_steps=run.prepared.resolved.checkpoint_every_steps,
+            every_minutes=run.config.spec.checkpoint.every_minutes,
+            uploader=uploader,
+        )
+    )
     loop.add_callback(Report(progress, uploader=uploader, resumed_from=resumed_from))
     try:
         with PREEMPTION.deferred():

@@ -17,7 +17,7 @@ from tests.support.prepared import Case, make_config, make_environment, make_res
 # pytest takes them as marks: `pytestmark = THIRD_PARTY`.
 THIRD_PARTY = [
     # The old names are those that transformers 5.17 to 5.24 all have; PEFT and TRL use them as well.
-    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_enable|_disable)?` is deprecated:FutureWarning"),
 ]
 
 

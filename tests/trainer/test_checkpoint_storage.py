@@ -209,3 +209,24 @@ def test_two_processes_of_one_attempt_do_not_mix(tmp_path: Path, config: RunConf
     folder = write_folder(tmp_path / "checkpoint-10", "ten")
     with pytest.raises(AlreadyExistsError):
         store_checkpoint(folder, Place(1, 10), config=config, store=Twin(store, failures=0))  # type: ignore[arg-type]
+
+
+def test_a_bucket_that_deletes_nothing_keeps_all_checkpoints(
+    tmp_path: Path, config: RunConfig, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Locked(Flaky):
+        """Object lock, or credentials that may put and get alone."""
+
+        def delete(self, uri: str) -> None:
+            if self._store.list(uri):
+                raise TrainerError(ExitCode.STORAGE_ACCESS_DENIED, "Access denied.")
+
+    background = uploader(config, Locked(store, failures=0))
+
+    for step in (10, 20, 30, 40):
+        background.submit(write_folder(tmp_path / f"checkpoint-{step}", str(step)), step)
+    background.wait()
+
+    assert committed(config, store) == {Place(1, step) for step in (10, 20, 30, 40)}
+    assert caplog.text.count("older checkpoints are not deleted") == 1
+    background.close()

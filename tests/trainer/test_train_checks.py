@@ -19,7 +19,7 @@ from finetune_contract.run_config import Use
 from finetune_contract.spec import Precision
 from finetune_trainer import callbacks, dryrun
 from finetune_trainer.dataset import fetch_data, read_prepared
-from finetune_trainer.dryrun import dry_run, fit_micro_batch, largest_divisor, longest_batch
+from finetune_trainer.dryrun import Plan, dry_run, fit, largest_divisor, longest_batch, plans
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.fetch import fetch_model
 from finetune_trainer.loop import Loop, loop_arguments
@@ -82,37 +82,80 @@ def test_a_dry_run_finds_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     assert failure.value.code is ExitCode.LOSS_NOT_FINITE
 
 
-@pytest.mark.parametrize(("fits", "expected"), [(8, [8]), (5, [8, 4]), (2, [8, 4, 2]), (1, [8, 4, 2, 1])])
-def test_a_micro_batch_that_does_not_fit_is_made_smaller(
-    monkeypatch: pytest.MonkeyPatch, fits: int, expected: list[int]
-) -> None:
-    tried: list[int] = []
+def sizes(*micro_batches: int, recompute: bool = False) -> list[Plan]:
+    return [Plan(size, recompute) for size in micro_batches]
 
-    def too_large(_: Any, *, micro_batch: int) -> None:
-        tried.append(micro_batch)
-        if micro_batch > fits:
+
+KEPT, AGAIN = Plan(8, recompute=False), Plan(8, recompute=True)
+SMALLER_FIRST = [*sizes(8, 4, 2, 1), *sizes(8, 4, 2, 1, recompute=True)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free", "expected"),
+    [
+        pytest.param(KEPT, True, SMALLER_FIRST, id="smaller micro-batches before recomputation"),
+        pytest.param(KEPT, False, sizes(8, 4, 2, 1), id="the user wants activations kept"),
+        pytest.param(AGAIN, False, sizes(8, 4, 2, 1, recompute=True), id="the user wants recomputation"),
+        pytest.param(
+            AGAIN, True, [Plan(1, recompute=False), *sizes(8, 4, 2, 1, recompute=True)], id="the estimate does"
+        ),
+    ],
+)
+def test_what_is_tried_for_memory(wanted: Plan, free: bool, expected: list[Plan]) -> None:
+    assert list(plans(wanted, batch_size=8, free=free)) == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "recomputed", "chosen"),
+    [(8, 8, Plan(8, False)), (3, 8, Plan(2, False)), (0, 5, Plan(4, True)), (0, 1, Plan(1, True))],
+)
+def test_the_first_plan_that_fits_is_taken(
+    monkeypatch: pytest.MonkeyPatch, most: int, recomputed: int, chosen: Plan
+) -> None:
+    monkeypatch.setattr(dryrun, "dry_run", too_large_above(most, recomputed))
+    monkeypatch.setattr(dryrun, "_memory", lambda _: None)
+
+    found: Any = fit(lambda plan: plan, plans(KEPT, batch_size=8, free=True))  # type: ignore[arg-type, return-value]
+
+    assert found == chosen
+
+
+def too_large_above(most: int, recomputed: int) -> Any:
+    def run(plan: Any, *, micro_batch: int) -> None:
+        if micro_batch > (recomputed if plan.recompute else most):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(dryrun, "dry_run", too_large)
-
-    loop = fit_micro_batch(lambda micro_batch: micro_batch, wanted=8, batch_size=8)  # type: ignore[arg-type, return-value]
-
-    assert (loop, tried) == (expected[-1], expected)
+    return run
 
 
-def test_the_steps_of_a_smaller_micro_batch_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_leaves_no_room_is_passed_over_unless_it_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dryrun, "dry_run", lambda *_, **__: None)
+    monkeypatch.setattr(dryrun, "_memory", lambda plan: (100 - 10 * (plan.micro_batch < 4), 100))
+
+    found: list[Any] = [fit(lambda plan: plan, candidates) for candidates in (sizes(8, 4, 2, 1), sizes(8))]  # type: ignore[arg-type, return-value]
+
+    assert found == sizes(2, 8)
+
+
+@pytest.mark.parametrize(
+    ("most", "recomputed"), [pytest.param(2, 8, id="smaller micro-batch"), pytest.param(0, 4, id="recomputation")]
+)
+def test_the_steps_of_another_plan_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, recomputed: int
+) -> None:
     reference = train(make_case(tmp_path / "reference", micro_batch_size=8))
 
-    def fits_two(loop: Loop, *, micro_batch: int) -> None:
-        if micro_batch > 2:
+    def fits_less(loop: Loop, *, micro_batch: int) -> None:
+        if micro_batch > (recomputed if loop.args.gradient_checkpointing else most):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         dry_run(loop, micro_batch=micro_batch)
 
-    monkeypatch.setattr(dryrun, "dry_run", fits_two)
-    smaller = train(make_case(tmp_path / "smaller", micro_batch_size=8))
+    monkeypatch.setattr(dryrun, "dry_run", fits_less)
+    other = train(make_case(tmp_path / "other", micro_batch_size=8))
 
-    assert smaller.evaluation["training"]["microBatchSize"] == 2
-    assert smaller.losses == pytest.approx(reference.losses, abs=2e-5)
+    assert other.evaluation["training"]["microBatchSize"] == (most or recomputed)
+    assert other.evaluation["training"]["gradientCheckpointing"] == (most == 0)
+    assert other.losses == pytest.approx(reference.losses, abs=2e-5)
 
 
 @pytest.mark.parametrize(("number", "limit", "expected"), [(16, 8, 8), (12, 5, 4), (7, 6, 1), (16, 0, None), (6, 3, 3)])

@@ -105,6 +105,7 @@ class CheckpointUploader:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._hurried = threading.Event()
+        self._complained = False
         self.stored_step: int | None = None
         """Step of the last checkpoint that is safe."""
 
@@ -153,7 +154,18 @@ class CheckpointUploader:
         self.stored_step = place.step
         log.info("checkpoint of step %d stored", place.step)
         shutil.rmtree(folder, ignore_errors=True)
-        prune(keep=self._config.spec.checkpoint.keep, config=self._config, store=self._store)
+        self._prune()
+
+    def _prune(self) -> None:
+        try:
+            prune(keep=self._config.spec.checkpoint.keep, config=self._config, store=self._store)
+        except TrainerError as error:
+            if error.code != ExitCode.STORAGE_ACCESS_DENIED:
+                raise
+            # What may be written may not always be deleted: a bucket with object lock, or rights to put alone.
+            if not self._complained:
+                log.warning("older checkpoints are not deleted, and go on taking space: %s", error)
+            self._complained = True
 
 
 def _places(config: RunConfig, store: Store) -> dict[Place, bool]:

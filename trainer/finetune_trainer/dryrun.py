@@ -1,12 +1,14 @@
 """One forward and backward pass of the longest micro-batch before the first real step.
 
 Memory that runs out, or a loss that is not a number, shows here within seconds instead of whenever the longest
-examples come up. Nothing remains of it: weights, optimizer and random numbers are as they were.
+examples come up. Micro-batch and recomputation follow what is measured here, at the same global batch. Nothing remains
+of it: weights, optimizer and random numbers are as they were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,23 +19,58 @@ from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop, require_finite
 from finetune_trainer.model import computing
 
+ROOM = 0.95
+"""Share of the GPU's memory that a plan may reserve: other lengths fragment it, and the context needs some."""
 
-def fit_micro_batch(make: Callable[[int], Loop], *, wanted: int, batch_size: int) -> Loop:
-    """Return a loop whose micro-batch fits: the wanted one, or the largest smaller divisor of the batch that does."""
-    micro_batch = wanted
-    while True:
-        loop = make(micro_batch)
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the passes of a step are cut: neither part changes what a step computes."""
+
+    micro_batch: int
+    recompute: bool
+    """Whether the backward pass computes the activations again instead of keeping them."""
+
+    def __str__(self) -> str:
+        """Say it for the log."""
+        return f"micro-batch {self.micro_batch}" + (" with recomputation" if self.recompute else "")
+
+
+def plans(wanted: Plan, *, batch_size: int, free: bool) -> Iterator[Plan]:
+    """Yield the wanted plan and what to try where it does not fit: smaller micro-batches, then recomputation.
+
+    `free` says that recomputation is ours to choose. Where the estimate chose it, the smallest micro-batch is tried
+    without it first: the estimate may be wrong, and recomputation costs a third of a step.
+    """
+    sizes = [wanted.micro_batch]
+    while smaller := largest_divisor(batch_size, at_most=sizes[-1] // 2):
+        sizes.append(smaller)
+    if free and wanted.recompute:
+        yield Plan(sizes[-1], recompute=False)
+    yield from (Plan(size, wanted.recompute) for size in sizes)
+    if free and not wanted.recompute:
+        yield from (Plan(size, recompute=True) for size in sizes)
+
+
+def fit(make: Callable[[Plan], Loop], candidates: Iterable[Plan]) -> Loop:
+    """Return a loop whose longest micro-batch fits the GPU with room to spare: the first plan for which it does."""
+    tried = list(candidates)
+    for plan in tried:
+        last = plan == tried[-1]
+        loop = make(plan)
         try:
-            dry_run(loop, micro_batch=micro_batch)
-            return loop
+            dry_run(loop, micro_batch=plan.micro_batch)
+            if last or not _too_close(loop):
+                log.info("%s fits%s", plan, _used(loop))
+                return loop
+            log.warning("%s leaves too little of the GPU's memory%s", plan, _used(loop))
         except torch.OutOfMemoryError as error:
-            smaller = largest_divisor(batch_size, at_most=micro_batch // 2)
-            if not is_accelerator_out_of_memory(error) or smaller is None:
+            if not is_accelerator_out_of_memory(error) or last:
                 raise
-            log.warning("micro-batch %d does not fit the GPU's memory, trying %d", micro_batch, smaller)
-        micro_batch = smaller
+            log.warning("%s does not fit the GPU's memory", plan)
         del loop
         torch.cuda.empty_cache()
+    raise ValueError("no plan to try")
 
 
 def dry_run(loop: Loop, *, micro_batch: int) -> None:
@@ -42,6 +79,8 @@ def dry_run(loop: Loop, *, micro_batch: int) -> None:
     state = torch.get_rng_state(), torch.cuda.get_rng_state_all() if on_gpu else None
     moments = _like_optimizer_state(loop.model) if on_gpu else []
     try:
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         batch = longest_batch(loop, micro_batch)
         with computing(loop.precision):
             loss = loop.training_step(loop.model, batch, batch["labels"][:, 1:].ne(IGNORED).sum())
@@ -79,3 +118,20 @@ def _like_optimizer_state(model: Any) -> list[torch.Tensor]:
     return [
         torch.empty_like(parameter) for parameter in model.parameters() if parameter.requires_grad for _ in range(2)
     ]
+
+
+def _too_close(loop: Loop) -> bool:
+    memory = _memory(loop)
+    return memory is not None and memory[0] > ROOM * memory[1]
+
+
+def _used(loop: Loop) -> str:
+    memory = _memory(loop)
+    return f" ({memory[0] / 2**30:.1f} of {memory[1] / 2**30:.1f} GiB)" if memory else ""
+
+
+def _memory(loop: Loop) -> tuple[int, int] | None:
+    """Return the peak of what the dry run has reserved, and what the GPU has; None on a CPU."""
+    if loop.args.device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(loop.args.device).total_memory

@@ -35,8 +35,6 @@ def load_for_training(config: RunConfig, resolved: Resolved, folder: Path) -> An
     dtype = torch.float32 if spec.method is Method.FULL else compute_dtype(resolved.precision)
     base = load_base(folder, dtype=dtype, quantization=quantization)
     base.config.use_cache = False
-    if resolved.gradient_checkpointing:
-        base.gradient_checkpointing_enable()
     if spec.method is Method.FULL:
         return base
     return _with_adapters(base, spec.lora or Lora(), resolved, seed=spec.hyperparameters.seed)
@@ -88,6 +86,15 @@ def trained_in_float32(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def set_recomputation(model: Any, *, on: bool) -> None:
+    """Have activations computed again in the backward pass, or kept."""
+    # The names of transformers 5.17, too, which newer ones call activation_checkpointing_*.
+    if on:
+        model.gradient_checkpointing_enable()
+    elif any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        model.gradient_checkpointing_disable()
 
 
 def has_adapters(model: Any) -> bool:

@@ -30,6 +30,7 @@ class Training(Model):
     resumed_from_step: int | None = None
     checkpoint_step: int | None = None
     micro_batch_size: int | None = None
+    gradient_checkpointing: bool | None = None
     stopped_early: str | None = None
     """Why the run ended before its last step, if it did."""
     warnings: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ from finetune_trainer.callbacks import Report, SaveCheckpoints, StopOnDivergence
 from finetune_trainer.checkpoint import CheckpointUploader, restore_newest
 from finetune_trainer.claim import claim_run
 from finetune_trainer.dataset import Data, fetch_data, read_prepared
-from finetune_trainer.dryrun import fit_micro_batch, largest_divisor
+from finetune_trainer.dryrun import Plan, fit, largest_divisor, plans
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import Measured, measure, measure_base
@@ -32,7 +32,7 @@ from finetune_trainer.fetch import FetchedModel, fetch_model
 from finetune_trainer.held_out import overfitting
 from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop, loop_arguments
-from finetune_trainer.model import load_for_training, save_weights, trained_in_float32
+from finetune_trainer.model import load_for_training, save_weights, set_recomputation, trained_in_float32
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.progress import Poster, Progress
 from finetune_trainer.results import completed_run
@@ -112,8 +112,10 @@ def _get_ready(run: _Run) -> tuple[Loop, Measured]:
     model = load_for_training(run.config, run.prepared.resolved, run.fetched.path)
     resolved, early_stopping = run.prepared.resolved, run.config.spec.evaluation.early_stopping
 
-    def make(micro_batch: int) -> Loop:
-        arguments = loop_arguments(run.config, resolved, micro_batch=micro_batch, folder=run.folder / "loop")
+    def make(plan: Plan) -> Loop:
+        micro_batch, chosen = plan.micro_batch, resolved.model_copy(update={"gradient_checkpointing": plan.recompute})
+        set_recomputation(model, on=plan.recompute)
+        arguments = loop_arguments(run.config, chosen, micro_batch=micro_batch, folder=run.folder / "loop")
         loop = Loop(
             model=model,
             tokenizer=run.tokenizer,
@@ -127,7 +129,9 @@ def _get_ready(run: _Run) -> tuple[Loop, Measured]:
         return loop
 
     log.info("dry run of the longest micro-batch")
-    loop = fit_micro_batch(make, wanted=_wanted_micro_batch(run), batch_size=resolved.batch_size)
+    wanted = Plan(_wanted_micro_batch(run), resolved.gradient_checkpointing)
+    free = run.config.spec.hyperparameters.gradient_checkpointing is None
+    loop = fit(make, plans(wanted, batch_size=resolved.batch_size, free=free))
     base = measure_base(
         loop.model, run.tokenizer, data=run.data, prepared=run.prepared, config=run.config, store=run.store
     )
@@ -195,6 +199,7 @@ def _training(loop: Loop, *, resumed_from: int | None) -> Training:
         resumed_from_step=resumed_from,
         checkpoint_step=loop.uploader.stored_step if loop.uploader else None,
         micro_batch_size=loop.args.per_device_train_batch_size,
+        gradient_checkpointing=bool(loop.args.gradient_checkpointing),
         stopped_early=loop.stopped_early,
         warnings=(str(found),) if (found := overfitting(history)) else (),
         losses=losses,

@@ -49,17 +49,26 @@ class Engine:
 
 
 def find_engine(run_dir: Path) -> Engine:
-    """Return podman, or docker where there is none."""
+    """Return podman, or docker where there is none. Raises ImageError, with what to install."""
     if podman := shutil.which("podman"):
         run_dir.mkdir(parents=True, exist_ok=True)
         conf = run_dir / "containers.conf"
         conf.write_text(containers_conf())
         return Engine(podman, os.environ | {"CONTAINERS_CONF": str(conf)})
-    if docker := shutil.which("docker"):
+    docker = shutil.which("docker")
+    if docker and _answers(docker):
         return Engine(docker, os.environ | {"DOCKER_BUILDKIT": "1"})
-    raise ImageError(
-        f"there is neither podman nor docker here: {install_hint('podman', 'buildah', 'runc', 'netavark')}"
+    found = (
+        "there is no podman here, and docker's daemon does not answer"
+        if docker
+        else "there is no podman or docker here"
     )
+    raise ImageError(f"{found}: {install_hint('podman', 'buildah', 'runc', 'netavark', 'debootstrap')}")
+
+
+def _answers(docker: str) -> bool:
+    """Whether the daemon runs: the client alone builds nothing."""
+    return subprocess.run([docker, "info"], capture_output=True, check=False).returncode == 0
 
 
 def install_hint(*programs: str) -> str:

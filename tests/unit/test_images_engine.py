@@ -1,4 +1,4 @@
-"""Which container engine `make images` takes: podman, or a docker whose daemon answers; else it says what to install."""
+"""Which container engine `make images` takes: podman, or a docker whose daemon answers; else what to install."""
 
 from __future__ import annotations
 

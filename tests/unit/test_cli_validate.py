@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -192,18 +190,13 @@ def test_scalars_are_read_as_kubectl_reads_them(tmp_path: Path, text: str, value
     assert type(found["a"]) is type(value)
 
 
-def test_it_answers_in_half_a_second_and_imports_nothing_heavy(tmp_path: Path) -> None:
+def test_it_imports_nothing_heavy(tmp_path: Path) -> None:
+    """That it answers in half a second is measured in benchmarks/results."""
     path = _write(tmp_path, yaml.safe_dump(job()))
     code = (
         "import sys; from finetune_operator.cli.__main__ import main; code = main(['validate', sys.argv[1]]);"
         "heavy = {'torch', 'transformers', 'kopf', 'kubernetes', 'boto3', 'numpy', 'asyncio'} & sys.modules.keys();"
         "print(heavy or '', file=sys.stderr); sys.exit(code)"
     )
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
-        assert done.stderr.strip() == ""
-    # Other tests share the cores: the figure itself is measured in benchmarks/.
-    assert min(times) < (2.0 if os.environ.get("PYTEST_XDIST_WORKER") else 0.5)
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""

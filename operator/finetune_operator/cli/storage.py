@@ -122,6 +122,7 @@ def _failures(uri: str) -> Iterator[None]:
     try:
         yield
     except urllib.error.HTTPError as error:
+        error.close()  # it is the response, still open
         raise StorageError(f"{uri}: {_HTTP.get(error.code, f'the hub answers {error.code} {error.reason}')}") from error
     except OSError as error:  # a URLError, too
         raise StorageError(f"{uri}: {error.strerror or getattr(error, 'reason', '') or error}") from error

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
+import gzip
+import io
 import json
-from collections.abc import Iterable
+import lzma
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +37,52 @@ def write_lines(path: Path, records: Iterable[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(lines(records))
     return path
+
+
+def array(records: Iterable[Any]) -> bytes:
+    """Return one JSON array over several lines."""
+    return json.dumps(list(records), ensure_ascii=False, indent=1).encode()
+
+
+def table(records: Iterable[dict[str, Any]], *, delimiter: str = ",") -> bytes:
+    """Return CSV, its header from the first record; what is no text stands as JSON in its cell."""
+    rows = list(records)
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter)
+    writer.writerow(rows[0])
+    for row in rows:
+        writer.writerow([one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in row.values()])
+    return out.getvalue().encode()
+
+
+def parquet(records: Iterable[dict[str, Any]]) -> bytes:
+    """Return Parquet."""
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(records)), out)
+    return out.getvalue()
+
+
+def zstd(content: bytes) -> bytes:
+    """Return the content compressed with zstd."""
+    import pyarrow as pa
+
+    packed: bytes = pa.Codec("zstd").compress(content, asbytes=True)
+    return packed
+
+
+CONTAINERS: dict[str, Callable[[Iterable[dict[str, Any]]], bytes]] = {
+    ".jsonl": lines,
+    ".json": array,
+    ".csv": table,
+    ".parquet": parquet,
+}
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstd,
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -34,30 +33,31 @@ def refusal(folder: Path, content: bytes, given: DatasetFormat | None = None) ->
         (GOOD + b'{"messages": [{"role": "us', "data.jsonl line 2: the last line ends in the middle of its JSON"),
         (GOOD + b"not json\n", "data.jsonl line 2: is not JSON: Expecting value at column 1"),
         (GOOD + b"[1, 2]\n", "line 2: is JSON but not an object: write {…}"),
-        (b"[" + GOOD.strip() + b"]\n", "line 1: is JSON but not an object: the file is one JSON array"),
-        (b'[\n{"text": "a"}\n]\n', "line 1: one JSON object must stand on one line"),
+        (b'{\n"text": "a"\n}\n', "line 1: one JSON object must stand on one line"),
         (GOOD.decode().encode("utf-16"), "data.jsonl: is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8)"),
         (GOOD.decode().encode("utf-16-le"), "data.jsonl: looks like UTF-16 or UTF-32"),
         (
             lines([chat("Où?", "Là.")]).decode().encode("latin-1"),
             "line 1: is not UTF-8 (byte 0xf9 at position 44; Latin-1 perhaps): convert",
         ),
-        (gzip.compress(GOOD), "data.jsonl: is compressed with gzip: decompress it"),
-        (b"PAR1\x15\x04", "data.jsonl: is Parquet: write it as JSON Lines"),
-        (b"\x7fELF\x02\x01\x00\x00and more text", "data.jsonl: is binary: wanted is text"),
-        (b"[" * 100_000 + b"\n", "line 1: is not JSON that can be read: nested too deeply"),
+        (b"PK\x03\x04\x14", "data.jsonl: is a zip archive (an Excel file is one, too): unpack it"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "data.jsonl: is a Git LFS pointer, not the data: run git lfs",
+        ),
+        (b"\x7fELF\x02\x01\x00\x00and more text", "data.jsonl: is binary: wanted is JSON Lines, a JSON array, CSV"),
+        (b'{"a":' * 100_000 + b"\n", "line 1: is not JSON that can be read: nested too deeply"),
     ],
     ids=[
         "cut off",
         "not JSON",
         "not an object",
-        "array on one line",
-        "array over several lines",
+        "object over several lines",
         "UTF-16 with its mark",
         "UTF-16 without",
         "Latin-1",
-        "gzip",
-        "Parquet",
+        "zip",
+        "pointer",
         "binary",
         "nested",
     ],
@@ -140,11 +140,16 @@ def test_an_empty_data_set_is_too_small(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("nothing", "Nothing lies at dataset.uri"), ("csv", r"1 objects, none of them \*\.jsonl \(the first is a\.csv\)")],
+    [
+        ("nothing", r"Nothing lies at dataset\.uri"),
+        ("text", r"holds 1 objects, none of them \*\.jsonl, .*; the first is a\.txt: name the data so"),
+        ("text/*.csv", r"none of the 1 objects beside it matches \(the first is a\.txt\): correct the pattern"),
+    ],
+    ids=["nothing there", "no data below", "no match"],
 )
 def test_no_data_at_the_uri(tmp_path: Path, name: str, says: str) -> None:
-    (tmp_path / "csv").mkdir()
-    (tmp_path / "csv" / "a.csv").write_text("a,b")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("a,b")
     with pytest.raises(TrainerError, match=says) as caught:
         data_files(f"file://{tmp_path}/{name}", tmp_path)
     assert caught.value.code == ExitCode.DATASET_NOT_FOUND

@@ -82,7 +82,7 @@ class DatasetSource(Model):
     """The examples."""
 
     uri: Uri
-    """Where the data lies: an object or prefix of s3://bucket/path, or pvc://claim/path. JSON Lines, one example a line."""
+    """Where the data lies: s3://bucket/path or pvc://claim/path, one file, a prefix or a pattern (s3://bucket/train-*.parquet). JSON Lines, one JSON array, CSV with a header or Parquet, plain or compressed (gzip, zstd, bzip2, xz)."""
     format: DatasetFormat | None = None
     """Shape of an example; detected from the data when absent. messages: {"messages": [{"role", "content"}]}. promptCompletion: {"prompt", "completion"}. instruction: {"instruction", "input", "output"}. text: {"text"}."""
     validation: Validation = Validation()

@@ -9,7 +9,14 @@ SHOWN = 5
 
 
 class BadExampleError(Exception):
-    """One line cannot be used. The text says what is wrong and what to do; the caller adds file and line."""
+    """One line cannot be used, or a file from there on. The text says what is wrong and what to do; the caller adds
+    file and line.
+    """
+
+    def __init__(self, what: str, *, at: str = "") -> None:
+        super().__init__(what)
+        self.at = at
+        """Line or row, where a whole file is given up there."""
 
 
 class Problems:

@@ -51,6 +51,15 @@ def test_good_data_and_settings_are_passed_in_silence() -> None:
         ({"system_prompts": 4}, "4 different system prompts (none counts as one): use one for all examples"),
         ({"with_special_tokens": 9}, "9 examples contain the chat template's own tokens in their text"),
         ({"stop_token": "<|im_end|>"}, "ends turns with <|im_end|>, at which the model's generation does not stop"),
+        ({"left_out": {"system": 8}}, "The chat template leaves out the system prompt of 8 examples: write it into"),
+        ({"left_out": {"tools": 8}}, "The chat template leaves out tools or their answers in 8 examples"),
+        ({"near_duplicates": 60}, "About 60 of 1000 examples nearly equal an earlier one: vary or remove them"),
+        ({"leaked": 5}, "5 of 1000 examples have a prompt that stands in the validation set: they are not trained on"),
+        (
+            {"damaged": 4, "damages": {"mojibake": 3, "U+FFFD": 2}},
+            "4 of 1000 examples have damaged letters (mojibake in 3, U+FFFD in 2): the files were decoded wrongly",
+        ),
+        ({"labels": {"yes": 950, "no": 50}}, "95% of the answers are 'yes': give the other 1 more examples"),
         ({"one_prompt": True}, "All examples have the same prompt: the held-out part was chosen by whole examples"),
         ({"held_out": 450}, "450 of 1000 examples are held out, since many share a prompt"),
     ],
@@ -59,11 +68,22 @@ def test_good_data_and_settings_are_passed_in_silence() -> None:
 def test_what_an_expert_would_change(seen: dict[str, Any], says: str) -> None:
     (warning,) = warnings(replace(FINE, **seen))
     assert says in warning
-    assert len(warning) <= 200
+    assert len(warning) <= 240
 
 
 @pytest.mark.parametrize(
-    "seen", [{"truncated": 5}, {"epochs": 9, "train_examples": 5000}, {"system_prompts": 0}, {"held_out": 130}]
+    "seen",
+    [
+        {"truncated": 5},
+        {"epochs": 9, "train_examples": 5000},
+        {"system_prompts": 0},
+        {"held_out": 130},
+        {"fraction": None, "held_out": 900},
+        {"near_duplicates": 40},
+        {"labels": {"yes": 700, "no": 300}},
+        {"labels": {"yes": 1000}},
+        {"labels": {"yes": 40, "no": 2}},
+    ],
 )
 def test_small_matters_are_left_alone(seen: dict[str, Any]) -> None:
     assert warnings(replace(FINE, **seen)) == ()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.spec import DatasetFormat, LossOn
-from finetune_trainer.data.examples import Conversation, Example, PromptCompletion, Text, Turn
+from finetune_trainer.data.examples import Call, Conversation, Example, PromptCompletion, Text, Turn
 from finetune_trainer.data.tokenize import IGNORED, Encoded, Encoder, padding_token
 from finetune_trainer.errors import TrainerError
 from tests.support.chat_templates import FAMILIES, Family, tokenizer_of
@@ -231,3 +232,138 @@ def test_padding_equal_to_the_stop_token_takes_nothing_from_the_labels() -> None
     assert encoded.labels[-2] == tokenizer.eos_token_id  # the template's newline follows
     tokenizer.pad_token = None
     assert padding_token(tokenizer) == tokenizer.eos_token_id
+
+
+TOOLS = json.dumps(
+    [
+        {
+            "type": "function",
+            "function": {"name": "weather", "description": "Tells it.", "parameters": {"type": "object"}},
+        }
+    ]
+)
+WITH_TOOLS = Conversation(
+    (
+        Turn("user", "Rain?"),
+        Turn("assistant", "", (Call("weather", '{"city": "Oslo"}', "call00001"),)),
+        Turn("tool", '{"rain": true}', name="weather", call_id="call00001"),
+        Turn("assistant", "Yes."),
+        Turn("user", "In Rome?"),
+        Turn("assistant", "", (Call("weather", '{"city": "Rome"}', "call00002"),)),
+    ),
+    TOOLS,
+)
+QWEN = ("<|endoftext|>", "<|im_end|>", "<|im_start|>", "<tool_call>", "</tool_call>")
+
+
+def by_trl(family: str, tokens: tuple[str, ...]) -> Any:
+    """Return a tokenizer with a template that TRL ships."""
+    return tokenizer_of(Family((Path(str(files("trl"))) / "chat_templates" / f"{family}.jinja").read_text(), tokens))
+
+
+@pytest.mark.parametrize(
+    ("family", "tokens", "answers"),
+    [
+        (
+            "qwen2_5",
+            QWEN,
+            [
+                '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>',
+                "Yes.<|im_end|>",
+                '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call><|im_end|>',
+            ],
+        ),
+        (
+            "qwen3",
+            QWEN,
+            [
+                '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>',
+                "Yes.<|im_end|>",
+                # Qwen 3 writes the last turn with an empty thought, and turns before it without.
+                '<think>\n\n</think>\n\n<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+                "<|im_end|>",
+            ],
+        ),
+        (
+            "llama3_1",
+            ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+            [
+                '{"name": "weather", "parameters": {"city": "Oslo"}}<|eot_id|>',
+                "Yes.<|eot_id|>",
+                '{"name": "weather", "parameters": {"city": "Rome"}}<|eot_id|>',
+            ],
+        ),
+        (
+            # Each kind of turn ends with another token.
+            "gptoss",
+            ("<|start|>", "<|return|>", "<|end|>", "<|call|>", "<|message|>", "<|channel|>"),
+            [
+                ' to=functions.weather<|channel|>commentary json<|message|>{"city": "Oslo"}<|call|>',
+                "<|channel|>final<|message|>Yes.<|end|>",
+                ' to=functions.weather<|channel|>commentary json<|message|>{"city": "Rome"}<|call|>',
+            ],
+        ),
+    ],
+)
+def test_calls_of_tools_are_trained_on_as_the_template_writes_them(
+    family: str, tokens: tuple[str, ...], answers: list[str]
+) -> None:
+    tokenizer = by_trl(family, tokens)
+    encoded = encode(tokenizer, WITH_TOOLS)
+    assert trained(tokenizer, encoded) == answers
+    assert trained(tokenizer, encode(tokenizer, WITH_TOOLS, LossOn.COMPLETION)) == answers[-1:]
+    assert encoded.left_out == ()
+    assert "weather" in tokenizer.decode(encoded.input_ids).partition("Rain?")[0]
+
+
+def test_arguments_are_given_as_text_to_a_template_that_wants_text() -> None:
+    template = (
+        "{% for m in messages %}{{ m.role + ':' + m.content }}{% for c in m.tool_calls %}"
+        "{{ c.function.name + '(' + c.function.arguments + ')' }}{% endfor %}{{ eos_token }}{% endfor %}"
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    tokenizer = tokenizer_of(Family(template, ("<s>", "</s>")))
+    assert trained(tokenizer, encode(tokenizer, WITH_TOOLS))[0] == 'weather({"city": "Oslo"})</s>'
+
+
+def test_what_a_template_drops_is_told() -> None:
+    mistral = tokenizer_of(FAMILIES["mistral"])
+    assert encode(mistral, WITH_SYSTEM).left_out == ("system",)
+    no_tools = tokenizer_of(FAMILIES["phi 3"])
+    answered = Conversation((Turn("user", "Rain?"), Turn("assistant", "No.")), TOOLS)
+    assert encode(no_tools, answered).left_out == ("tools",)
+    assert encode(no_tools, Conversation(WITH_SYSTEM.turns)).left_out == ()
+
+
+def test_a_template_that_drops_calls_of_tools_cannot_teach_them() -> None:
+    with pytest.raises(TrainerError, match="leaves out the calls of tools: use a model whose template knows") as caught:
+        encode(tokenizer_of(FAMILIES["phi 3"]), WITH_TOOLS)
+    assert caught.value.code == ExitCode.MODEL_INVALID
+
+
+@pytest.mark.parametrize(
+    ("template", "code", "says"),
+    [
+        (
+            "{{ 1 // 0 }}",
+            ExitCode.MODEL_INVALID,
+            "template fails on a question and its answer (is refused by the model's chat template: integer division",
+        ),
+        ("{% if %}", ExitCode.MODEL_INVALID, "template fails on a question and its answer (is refused by the model's"),
+        (
+            "{% for m in messages %}{{ m.content + eos_token }}{% if 'Third' in m.content %}{{ 1 + 'a' }}{% endif %}"
+            "{% endfor %}",
+            ExitCode.DATASET_INVALID,
+            "data.jsonl line 7: is refused by the model's chat template: unsupported operand",
+        ),
+    ],
+    ids=["always", "syntax", "for one example"],
+)
+def test_a_template_that_raises(template: str, code: ExitCode, says: str) -> None:
+    with pytest.raises(TrainerError) as caught:
+        encode(
+            tokenizer_of(Family(template, ("<s>", "</s>"))),
+            Conversation((Turn("user", "Third"), Turn("assistant", "No."))),
+        )
+    assert caught.value.code == code
+    assert says in caught.value.message

@@ -12,18 +12,26 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.spec import DatasetFormat
 from finetune_trainer.data.examples import Conversation, PromptCompletion, Text, Turn
 from finetune_trainer.data.files import data_digest, data_files
+from finetune_trainer.data.formats import Reading
+from finetune_trainer.data.parts import Part
 from finetune_trainer.data.survey import examples, survey
 from finetune_trainer.errors import TrainerError
 from tests.support.datasets import chat, chats, lines, write_lines
 
+AS_IT_IS = Reading()
 GOOD = lines([chat("Why?", "So.")])
+
+
+def part(path: Path, reading: Reading = AS_IT_IS) -> Part:
+    """Return a file or folder as the one source of a data set."""
+    return Part(data_files(f"file://{path}", path.parent), reading)
 
 
 def refusal(folder: Path, content: bytes, given: DatasetFormat | None = None) -> TrainerError:
     """Read a file of that content and return how it is refused."""
     (folder / "data.jsonl").write_bytes(content)
     with pytest.raises(TrainerError) as caught:
-        survey(data_files(f"file://{folder}/data.jsonl", folder), given)
+        survey([part(folder / "data.jsonl", Reading(given))])
     return caught.value
 
 
@@ -81,7 +89,7 @@ def turns(*roles_and_contents: tuple[str, Any]) -> dict[str, Any]:
         (turns(("user", "Hi"), ("assistant", None)), "content of turn 2 (assistant) is null; it must be a string"),
         (turns(("user", [{"type": "text"}]), ("assistant", "Hi")), "content of turn 1 (user) is a list"),
         (turns(("user", 3), ("assistant", "Hi")), "content of turn 1 (user) is a number"),
-        (turns(("user", "Hi"), ("bot", "Ho")), "turn 2 has the role 'bot'; use system, user or assistant"),
+        (turns(("user", "Hi"), ("bot", "Ho")), "turn 2 has the role 'bot'; use system, user, assistant or tool"),
         (turns(("user", "Hi"), ("assistant", " \n")), "content of turn 2 (assistant) is empty"),
         (turns(("user", "Hi"), ("user", "Hi?")), "turn 2 is of the user, wanted is assistant: turns must alternate"),
         (turns(("assistant", "Hi"), ("user", "Hi?")), "turn 1 is of the assistant, wanted is user"),
@@ -95,8 +103,11 @@ def turns(*roles_and_contents: tuple[str, Any]) -> dict[str, Any]:
         ({"instruction": "a", "input": 3, "output": "b"}, '"input" is a number; it must be a string'),
         ({"text": True}, '"text" is a boolean; it must be a string'),
         ({"text": "half \ud83e"}, '"text" has half of a UTF-16 pair'),
-        ({"conversations": []}, "looks like ShareGPT, which is not supported: convert it to messages"),
-        ({"question": "a", "answer": "b"}, "has the fields question, answer; wanted is one of: messages, prompt+com"),
+        ({"chosen": "a", "rejected": "b"}, "looks like preference pairs, which is not supported"),
+        (
+            {"question": "a", "answer": "b"},
+            "has the fields question, answer; wanted is one of: messages, conversations, ",
+        ),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
@@ -104,12 +115,6 @@ def test_a_line_that_is_no_example(tmp_path: Path, record: dict[str, Any], says:
     error = refusal(tmp_path, b"\n" + json.dumps(record).encode() + b"\n")
     assert error.code == ExitCode.DATASET_INVALID
     assert f"data.jsonl line 2: {says}" in error.message
-
-
-def test_a_call_of_a_tool_is_not_silently_dropped(tmp_path: Path) -> None:
-    record = chat("What is the time?", "Noon.")
-    record["messages"][1]["tool_calls"] = [{"function": {"name": "clock"}}]
-    assert "turn 2 calls tools" in refusal(tmp_path, lines([record])).message
 
 
 def test_the_first_five_bad_lines_are_shown_and_the_others_counted(tmp_path: Path) -> None:
@@ -122,7 +127,7 @@ def test_mixed_formats_name_both_and_where_they_stand(tmp_path: Path) -> None:
     write_lines(tmp_path / "data" / "a.jsonl", [chat("Why?", "So.")])
     write_lines(tmp_path / "data" / "b.jsonl", [{"text": "Only text."}])
     with pytest.raises(TrainerError, match=r"b\.jsonl line 1: is text, but a\.jsonl line 1 is messages") as caught:
-        survey(data_files(f"file://{tmp_path}/data", tmp_path), None)
+        survey([part(tmp_path / "data")])
     assert caught.value.code == ExitCode.DATASET_INVALID
 
 
@@ -180,15 +185,15 @@ def test_no_data_at_the_uri(tmp_path: Path, name: str, says: str) -> None:
 )
 def test_every_format_is_detected(tmp_path: Path, record: Any, shape: DatasetFormat, example: object) -> None:
     write_lines(tmp_path / "data.jsonl", [record])
-    files = data_files(f"file://{tmp_path}/data.jsonl", tmp_path)
-    assert survey(files, None).format == shape
-    assert [one for _, one in examples(files, shape)] == [example]
+    data = part(tmp_path / "data.jsonl")
+    assert survey([data]).format == shape
+    assert [one for _, one in examples([data])] == [example]
 
 
 def test_a_byte_order_mark_blank_lines_and_windows_line_ends_do_no_harm(tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf" + lines(chats(3)).replace(b"\n", b"\r\n\r\n").rstrip()
     (tmp_path / "data.jsonl").write_bytes(content)
-    assert survey(data_files(f"file://{tmp_path}/data.jsonl", tmp_path), None).examples == 3
+    assert survey([part(tmp_path / "data.jsonl")]).examples == 3
 
 
 def test_all_files_below_a_prefix_are_read_in_order_and_hashed(bucket: str, tmp_path: Path) -> None:
@@ -199,6 +204,7 @@ def test_all_files_below_a_prefix_are_read_in_order_and_hashed(bucket: str, tmp_
     for name in ("b.jsonl", "a/one.jsonl", "notes.txt"):
         store.write(f"{bucket}/data/{name}", lines([{"text": name}]))
     files = data_files(f"{bucket}/data", tmp_path)
-    assert [text for _, text in examples(files, DatasetFormat.TEXT)] == [Text("a/one.jsonl"), Text("b.jsonl")]
+    found = examples([Part(files, Reading())])
+    assert [text for _, text in found] == [Text("a/one.jsonl"), Text("b.jsonl")]
     store.write(f"{bucket}/data/b.jsonl", lines([{"text": "changed"}]))
     assert data_digest(data_files(f"{bucket}/data", tmp_path / "again")) != data_digest(files)

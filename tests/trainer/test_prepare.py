@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -191,6 +192,45 @@ def test_warnings_say_what_an_expert_would_change(place: str, model: Path, tmp_p
     ]
     assert [next((want for want in wanted if want in warning), warning) for warning in warnings] == wanted
     assert all(len(warning) <= 200 for warning in warnings)
+
+
+def test_sources_a_validation_set_and_the_counts_about_them(place: str, model: Path, tmp_path: Path) -> None:
+    spoken = [
+        {"conversations": [{"from": "human", "value": f"Café {n}?"}, {"from": "gpt", "value": "Oui." * n}]}
+        for n in range(1, 21)
+    ]
+    (tmp_path / "spoken.json.gz").write_bytes(gzip.compress(json.dumps(spoken).encode()))
+    write_lines(tmp_path / "chats.jsonl", [*chats(40), chat("What is lost?", "A letter \ufffd.")])
+    write_lines(tmp_path / "validation.jsonl", [chat("what is 7 times 8?", "56"), chat("Is this new?", "It is.")])
+    sources = [{"uri": f"{place}/spoken.json.gz", "weight": 2}, {"uri": f"{place}/chats.jsonl"}]
+    dataset = {"sources": sources, "validation": {"uri": f"{place}/validation.jsonl"}, "systemPrompt": "Be brief."}
+    config = run_config(place, model=f"file://{model}", dataset=dataset)
+    prepared = prepare(config, tmp_path)
+    summary = prepared.dataset
+    assert (summary.format, summary.examples, summary.validation_examples) == ("messages", 63, 2)
+    assert summary.train_examples == 2 * 20 + 40
+    assert (summary.leaked, summary.damaged, summary.duplicates) == (1, 1, 0)
+    assert any(
+        warning.startswith("1 of 63 examples have damaged letters (U+FFFD in 1)") for warning in summary.warnings
+    )
+    assert any("stands in the validation set: they are not trained on" in warning for warning in summary.warnings)
+    assert "<|im_start|>system\nBe brief.<|im_end|>" in prepared.first_example
+    asked = (tmp_path / "out" / "run-1" / prepared.held_out).read_text().splitlines()
+    assert {json.loads(line)["answer"] for line in asked} == {"56", "It is."}
+
+
+def test_a_few_answers_are_counted_for_the_report(place: str, model: Path, tmp_path: Path) -> None:
+    write_lines(tmp_path / "data.jsonl", [chat(f"Is {n} even?", "yes" if n % 10 else "no") for n in range(60)])
+    prepared = prepare(run_config(place, model=f"file://{model}"), tmp_path)
+    assert prepared.label_histogram == {"yes": 54, "no": 6}
+    assert any("90% of the answers are 'yes'" in warning for warning in prepared.dataset.warnings)
+
+
+def test_tools_that_the_template_does_not_know_are_told(place: str, model: Path, tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    write_lines(tmp_path / "data.jsonl", [{**one, "tools": tools} for one in chats(20)])
+    prepared = prepare(run_config(place, model=f"file://{model}"), tmp_path)
+    assert any("leaves out tools or their answers in 20 examples" in warning for warning in prepared.dataset.warnings)
 
 
 @pytest.mark.parametrize(

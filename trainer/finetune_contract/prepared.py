@@ -50,6 +50,12 @@ class DatasetSummary(Model):
     """Examples left out, since nothing to train on remained."""
     duplicates: int
     """Examples equal to an earlier one."""
+    near_duplicates: int = 0
+    """Examples nearly equal to an earlier one, by MinHash."""
+    leaked: int = 0
+    """Examples not trained on, since their prompt stands in the given validation set."""
+    damaged: int = 0
+    """Examples with damaged letters: U+FFFD, mojibake, mostly control characters."""
     warnings: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=20)] = ()
     """What an expert would change, most important first."""
 
@@ -121,3 +127,5 @@ class Prepared(Model):
     """First formatted example, its trained tokens marked, for log and report."""
     token_histogram: dict[str, int] = {}
     """Examples by length bucket, "0-127" and so on."""
+    label_histogram: dict[str, int] = {}
+    """Examples by answer, most frequent first, where there are few and short ones."""

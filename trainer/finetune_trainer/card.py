@@ -21,7 +21,7 @@ def model_card(lineage: Lineage) -> str:
     parts = (
         _front_matter(lineage),
         f"# {config.job.name}",
-        f"{_model(lineage)} tuned with {config.spec.method} on `{config.spec.dataset.uri}`.",
+        f"{_model(lineage)} tuned with {config.spec.method} on `{config.spec.dataset.origin}`.",
         "## Held-out results",
         _results(lineage),
         "## Lineage",
@@ -49,7 +49,7 @@ def lineage_rows(lineage: Lineage) -> list[tuple[str, str]]:
         ("Configuration", f"sha256 {config.config_hash}"),
         ("Base model", config.spec.model.uri),
         ("Base revision", lineage.revision or ""),
-        ("Data", config.spec.dataset.uri),
+        ("Data", config.spec.dataset.origin),
         ("Data sha256", resolved.dataset_sha256 or ""),
         ("Merged into", lineage.merged_from or ""),
     ]

@@ -137,7 +137,7 @@ def manifest_of(files: list[OutputFile], lineage: Lineage) -> Manifest:
         method=config.spec.method,
         base_model=config.spec.model.uri,
         base_revision=lineage.revision,
-        dataset=config.spec.dataset.uri,
+        dataset=config.spec.dataset.origin,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         files=tuple(sorted(files, key=lambda file: file.path)),
         artifacts={name: artifact(name, inside) for name, inside in folders.items()},

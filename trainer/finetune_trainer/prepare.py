@@ -35,13 +35,12 @@ from finetune_contract.shape import ModelShape
 from finetune_trainer.base_model import BaseModel, read_base_model
 from finetune_trainer.claim import claim_run
 from finetune_trainer.data.advice import Observed, warnings
-from finetune_trainer.data.files import data_digest, data_files
 from finetune_trainer.data.held_out import HeldOut
 from finetune_trainer.data.lengths import Lengths, measure
-from finetune_trainer.data.read import DataFile
+from finetune_trainer.data.parts import Part, data_parts, digest_of_parts
+from finetune_trainer.data.plan import Plan, choose_plan
 from finetune_trainer.data.second_pass import Tokenised, tokenise
 from finetune_trainer.data.shards import Cut, LocalShard, write_shards
-from finetune_trainer.data.split import Split, choose_split
 from finetune_trainer.data.survey import Survey, survey
 from finetune_trainer.data.tokenize import Encoder, padding_token
 from finetune_trainer.environment import Environment
@@ -58,9 +57,9 @@ _GIB = 1 << 30
 class Data:
     """The data after both passes."""
 
-    files: list[DataFile]
+    parts: list[Part]
     survey: Survey
-    split: Split
+    plan: Plan
     tokens: Tokenised
     lengths: Lengths
     stop_ids: list[int]
@@ -106,7 +105,7 @@ def _prepare(config: RunConfig, env: Environment, *, store: Store, scratch: Path
             choice,
             train_examples=shards.train.rows,
             model_revision=model.revision,
-            dataset_sha256=data_digest(data.files),
+            dataset_sha256=digest_of_parts(data.parts),
         )
     stored = _store(config, store, scratch)
     return Prepared(
@@ -120,6 +119,7 @@ def _prepare(config: RunConfig, env: Environment, *, store: Store, scratch: Path
         held_out=paths.join(paths.PREPARED_DIR, HELD_OUT),
         first_example=data.tokens.first_example,
         token_histogram=data.lengths.histogram,
+        label_histogram=data.survey.checks.labels,
     )
 
 
@@ -146,16 +146,16 @@ def _read_model(config: RunConfig, env: Environment) -> BaseModel:
 def _read_data(config: RunConfig, model: BaseModel, scratch: Path) -> Data:
     source = config.spec.dataset
     with _phase("data") as said:
-        files = data_files(source.uri, scratch / "data")
-        seen = survey(files, source.format)
-        split = choose_split(seen.prompts, seen.wholes, source.validation.fraction)
-        said.append(f"{seen.examples} examples ({seen.format}), {split.held_out} held out")
+        parts = data_parts(source, scratch / "data")
+        seen = survey(parts)
+        plan = choose_plan(seen, parts, fraction=source.validation.fraction, max_samples=source.max_samples)
+        said.append(f"{seen.examples} examples ({seen.format}), {plan.held_out} held out")
     with _phase("tokens") as said:
         started = time.monotonic()
         encoder = Encoder(model.tokenizer, shape=seen.format, loss=choose_loss(config.spec, seen.format))
         held_out = HeldOut(config.spec.evaluation.max_examples)
         tokens = tokenise(
-            files, seen, split=split, encoder=encoder, tokenizer=model.tokenizer, held_out=held_out, folder=scratch
+            parts, plan=plan, encoder=encoder, tokenizer=model.tokenizer, held_out=held_out, folder=scratch
         )
         (scratch / paths.PREPARED_DIR).mkdir()
         held_out.write(scratch / paths.PREPARED_DIR / HELD_OUT)
@@ -163,7 +163,7 @@ def _read_data(config: RunConfig, model: BaseModel, scratch: Path) -> Data:
         said.append(f"{sum(tokens.lengths)} tokens, {rate:.0f} examples a second")
     log.info("the first example, what is trained on in ⟦⟧:\n%s", tokens.first_example)
     shutil.rmtree(scratch / "data", ignore_errors=True)
-    return Data(files, seen, split, tokens, measure(tokens.lengths), encoder.stop_ids)
+    return Data(parts, seen, plan, tokens, measure(tokens.lengths), encoder.stop_ids)
 
 
 def _must_fit(config: RunConfig, choice: Choice, shape: ModelShape) -> None:
@@ -222,8 +222,8 @@ def _summary(config: RunConfig, *, data: Data, shards: Shards, resolved: Resolve
     observed = Observed(
         examples=seen.examples,
         train_examples=train.rows,
-        held_out=data.split.held_out,
-        fraction=config.spec.dataset.validation.fraction,
+        held_out=data.plan.held_out,
+        fraction=None if config.spec.dataset.validation.uri else config.spec.dataset.validation.fraction,
         duplicates=seen.duplicates,
         truncated=train.truncated + held.truncated,
         dropped=train.dropped + held.dropped,
@@ -232,7 +232,13 @@ def _summary(config: RunConfig, *, data: Data, shards: Shards, resolved: Resolve
         system_prompts=len(seen.system_prompts),
         with_special_tokens=data.tokens.with_special_tokens,
         stop_token=_unknown_stop(data, model),
-        one_prompt=data.split.by_whole,
+        one_prompt=data.plan.by_whole,
+        near_duplicates=seen.checks.near_duplicates(seen.wholes),
+        leaked=data.plan.leaked,
+        damaged=seen.checks.damaged,
+        damages=seen.checks.damages,
+        labels=seen.checks.labels,
+        left_out=data.tokens.left_out,
         method=config.spec.method,
         learning_rate=resolved.learning_rate,
         epochs=epochs_of(config.spec, train_examples=train.rows),
@@ -251,6 +257,9 @@ def _summary(config: RunConfig, *, data: Data, shards: Shards, resolved: Resolve
         truncated=observed.truncated,
         dropped=observed.dropped,
         duplicates=seen.duplicates,
+        near_duplicates=observed.near_duplicates,
+        leaked=observed.leaked,
+        damaged=observed.damaged,
         warnings=advice,
     )
 

@@ -194,7 +194,7 @@ def _attach_rules(root: Schema) -> None:
     for at, cel, message in [*rules, *immutability_rules()]:
         node = root
         for name in at:
-            node = node["properties"][name]
+            node = node["items"] if name == "[]" else node["properties"][name]
         node.setdefault("x-kubernetes-validations", []).append({"rule": cel, "message": message})
 
 

@@ -29,7 +29,7 @@ class Rule:
     """One rule at one place of a FineTuneJob."""
 
     at: tuple[str, ...]
-    """Path of the value that the rule is about, from the object's root; () is the object."""
+    """Path of the value that the rule is about, from the object's root; () is the object, "[]" each item of a list."""
     cel: str
     """The rule as the API server evaluates it."""
     message: str
@@ -63,6 +63,10 @@ def _uri_rules(at: tuple[str, ...], forms: tuple[str, ...], example: str) -> Ite
             uri.startswith("file://") or re.search(_CREDENTIALS, uri) or "?" in uri or re.search(form, uri)
         ),
     )
+
+
+def _data_uri_rules(at: tuple[str, ...]) -> Iterator[Rule]:
+    yield from _uri_rules(at, (_S3, _PVC), "s3://bucket/path or pvc://claim/path")
 
 
 def _unset(value: dict[str, Any], *names: str) -> bool:
@@ -111,7 +115,21 @@ JOB_RULES: tuple[Rule, ...] = (
         (_HF, _S3, _PVC),
         "hf://organisation/name, s3://bucket/prefix or pvc://claim/path",
     ),
-    *_uri_rules(("spec", "dataset", "uri"), (_S3, _PVC), "s3://bucket/path or pvc://claim/path"),
+    Rule(
+        ("spec", "dataset"),
+        "has(self.uri) != (has(self.sources) && size(self.sources) > 0)",
+        "give either uri or sources: uri for one source, sources for several with their weights",
+        lambda dataset: ("uri" in dataset) != bool(dataset.get("sources")),
+    ),
+    Rule(
+        ("spec", "dataset", "validation"),
+        "!(has(self.uri) && has(self.fraction))",
+        "uri and fraction exclude each other: a given validation set is held out as a whole",
+        lambda validation: _unset(validation, "uri", "fraction"),
+    ),
+    *_data_uri_rules(("spec", "dataset", "uri")),
+    *_data_uri_rules(("spec", "dataset", "sources", "[]", "uri")),
+    *_data_uri_rules(("spec", "dataset", "validation", "uri")),
     *_uri_rules(("spec", "output", "uri"), (_S3, _PVC), "s3://bucket/prefix or pvc://claim/path"),
 )
 
@@ -149,18 +167,23 @@ def violations(job: dict[str, Any], *, in_cluster: bool) -> Iterator[tuple[str, 
     since the types report them.
     """
     for rule in JOB_RULES:
-        value = _at(job, rule.at)
-        if value is None or (rule.cluster_only and not in_cluster):
+        if rule.cluster_only and not in_cluster:
             continue
-        try:
-            holds = rule.holds(value)
-        except (TypeError, AttributeError, ZeroDivisionError):
-            continue
-        if not holds:
-            yield ".".join(rule.at) or "metadata.name", rule.message
+        for field, value in _at(job, rule.at):
+            try:
+                holds = rule.holds(value)
+            except (TypeError, AttributeError, ZeroDivisionError):
+                continue
+            if not holds:
+                yield field or "metadata.name", rule.message
 
 
-def _at(value: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
+def _at(value: Any, path: tuple[str, ...], field: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield field and value of each place that a path stands for."""
+    if not path:
+        yield field, value
+    elif path[0] == "[]":
+        for number, item in enumerate(value if isinstance(value, list) else ()):
+            yield from _at(item, path[1:], f"{field}[{number}]")
+    elif isinstance(value, dict) and value.get(path[0]) is not None:
+        yield from _at(value[path[0]], path[1:], f"{field}.{path[0]}".lstrip("."))

@@ -145,7 +145,7 @@ def _training_resources(asked: Resources, profile: FineTuneProfileSpec, gpus: in
 
 
 def _claims(pod: PodRequest) -> tuple[str, ...]:
-    uris = (pod.spec.model.uri, pod.spec.dataset.uri, pod.spec.output.uri)
+    uris = (pod.spec.model.uri, *pod.spec.dataset.uris, pod.spec.output.uri)
     return tuple(dict.fromkeys(uri.split("/")[2] for uri in uris if uri.startswith("pvc://")))
 
 

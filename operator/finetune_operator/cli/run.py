@@ -109,7 +109,12 @@ def _overridden(job: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
     if not isinstance(spec, dict):
         return job
     given = {word: local_uri(text) for word in _WORDS if (text := getattr(arguments, word))}
-    return {**job, "spec": {**spec, **{word: {**spec.get(word, {}), "uri": uri} for word, uri in given.items()}}}
+    changed = {word: {**_without_sources(spec.get(word, {})), "uri": uri} for word, uri in given.items()}
+    return {**job, "spec": {**spec, **changed}}
+
+
+def _without_sources(part: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name != "sources"}
 
 
 def _problems(job: dict[str, Any], arguments: argparse.Namespace) -> Iterator[str]:
@@ -119,8 +124,10 @@ def _problems(job: dict[str, Any], arguments: argparse.Namespace) -> Iterator[st
         return
     if "name" not in job["metadata"]:
         yield "metadata.name: is missing: a second run finds its work by it"
+    spec = FineTuneJobSpec.model_validate(job["spec"])
+    uris = {"model": (spec.model.uri,), "dataset": spec.dataset.uris, "output": (spec.output.uri,)}
     for word in _WORDS:
-        if job["spec"][word]["uri"].startswith("pvc://") and not arguments.claims:
+        if any(uri.startswith("pvc://") for uri in uris[word]) and not arguments.claims:
             yield f"spec.{word}.uri: pvc:// needs --claims FOLDER, in which the claim is a folder of its name"
     if not find_spec("torch"):
         yield "the trainer is not installed here: pip install 'finetune-operator[trainer]'"

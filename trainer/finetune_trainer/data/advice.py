@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from finetune_contract.spec import Method
 
@@ -13,6 +13,9 @@ SMALL = 2000
 MANY_EPOCHS = 3
 TRUNCATED_SHARE = 0.01
 HELD_OUT_OFF = 2.0
+NEAR_SHARE = 0.05
+LABEL_SHARE = 0.8
+LABEL_EXAMPLES = 50
 
 # Where the loss usually falls and does not spike.
 RATES: dict[Method, tuple[float, float]] = {
@@ -29,20 +32,30 @@ class Observed:
     examples: int
     train_examples: int
     held_out: int
-    fraction: float
+    fraction: float | None
+    """None where the validation set was given."""
     duplicates: int
-    truncated: int
-    dropped: int
-    longest: int
-    max_sequence_length: int
     system_prompts: int
-    with_special_tokens: int
-    stop_token: str | None
-    """The template's end-of-turn token, if generation does not stop at it by itself."""
     one_prompt: bool
     method: Method
     learning_rate: float
     epochs: float
+    near_duplicates: int = 0
+    leaked: int = 0
+    damaged: int = 0
+    damages: Mapping[str, int] = field(default_factory=dict)
+    """Kinds of damage, and in how many examples."""
+    labels: Mapping[str, int] = field(default_factory=dict)
+    """Answers and how often they are given, where they are few and short."""
+    truncated: int = 0
+    dropped: int = 0
+    longest: int = 0
+    max_sequence_length: int = 0
+    with_special_tokens: int = 0
+    stop_token: str | None = None
+    """The template's end-of-turn token, if generation does not stop at it by itself."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Parts of conversations that the chat template drops, and of how many."""
 
 
 def warnings(seen: Observed) -> tuple[str, ...]:
@@ -51,18 +64,15 @@ def warnings(seen: Observed) -> tuple[str, ...]:
 
 
 def _all(seen: Observed) -> Iterator[str]:
+    yield from _about_template(seen)
     yield from _about_learning(seen)
+    yield from _about_lengths(seen)
     yield from _about_data(seen)
     yield from _about_split(seen)
 
 
 def _about_learning(seen: Observed) -> Iterator[str]:
     low, high = RATES[seen.method]
-    if seen.with_special_tokens:
-        yield (
-            f"{seen.with_special_tokens} examples contain the chat template's own tokens in their text: data that was "
-            "formatted before is formatted twice; give plain contents."
-        )
     if not low <= seen.learning_rate <= high:
         word = "high" if seen.learning_rate > high else "low"
         yield f"learningRate {seen.learning_rate:g} is {word} for {seen.method}: {low:g} to {high:g} is usual."
@@ -73,6 +83,24 @@ def _about_learning(seen: Observed) -> Iterator[str]:
             f"{seen.epochs:.3g} epochs over {seen.train_examples} examples: small data overfits beyond "
             f"{MANY_EPOCHS}; lower epochs or maxSteps and watch the held-out loss."
         )
+
+
+def _about_template(seen: Observed) -> Iterator[str]:
+    if seen.with_special_tokens:
+        yield (
+            f"{seen.with_special_tokens} examples contain the chat template's own tokens in their text: data that was "
+            "formatted before is formatted twice; give plain contents."
+        )
+    if count := seen.left_out.get("system"):
+        yield (
+            f"The chat template leaves out the system prompt of {count} examples: write it into the first user turn, "
+            "or take a model whose template has system turns."
+        )
+    if count := seen.left_out.get("tools"):
+        yield (
+            f"The chat template leaves out tools or their answers in {count} examples: take a model whose template "
+            "knows tools, or write them into the turns."
+        )
     if seen.stop_token:
         yield (
             f"The chat template ends turns with {seen.stop_token}, at which the model's generation does not stop: "
@@ -80,7 +108,7 @@ def _about_learning(seen: Observed) -> Iterator[str]:
         )
 
 
-def _about_data(seen: Observed) -> Iterator[str]:
+def _about_lengths(seen: Observed) -> Iterator[str]:
     if seen.dropped:
         yield (
             f"{seen.dropped} of {seen.examples} examples were left out: at maxSequenceLength "
@@ -92,8 +120,23 @@ def _about_data(seen: Observed) -> Iterator[str]:
             f"maxSequenceLength {seen.max_sequence_length}: raise it (the longest has {seen.longest} tokens) or "
             "shorten them."
         )
+
+
+def _about_data(seen: Observed) -> Iterator[str]:
+    if seen.damaged:
+        kinds = ", ".join(f"{kind} in {count}" for kind, count in seen.damages.items())
+        yield (
+            f"{seen.damaged} of {seen.examples} examples have damaged letters ({kinds}): the files were decoded "
+            "wrongly once; write them again as UTF-8, or the model learns to write so."
+        )
     if seen.duplicates:
         yield f"{seen.duplicates} of {seen.examples} examples equal an earlier one: remove them, they count twice."
+    if seen.near_duplicates > NEAR_SHARE * seen.examples:
+        yield (
+            f"About {seen.near_duplicates} of {seen.examples} examples nearly equal an earlier one: vary or remove "
+            "them, the model learns them by heart and the held-out loss looks better than it is."
+        )
+    yield from _about_labels(seen)
     if seen.system_prompts > 1:
         yield (
             f"{seen.system_prompts} different system prompts (none counts as one): use one for all examples, the one "
@@ -101,7 +144,26 @@ def _about_data(seen: Observed) -> Iterator[str]:
         )
 
 
+def _about_labels(seen: Observed) -> Iterator[str]:
+    total = sum(seen.labels.values())
+    if len(seen.labels) < 2 or total < LABEL_EXAMPLES:  # noqa: PLR2004 - one answer to all is no choice
+        return
+    label, count = max(seen.labels.items(), key=lambda item: item[1])
+    if count > LABEL_SHARE * total:
+        yield (
+            f"{count / total:.0%} of the answers are {label!r}: give the other {len(seen.labels) - 1} more examples, "
+            "or the model learns to answer so whatever is asked."
+        )
+
+
 def _about_split(seen: Observed) -> Iterator[str]:
+    if seen.leaked:
+        yield (
+            f"{seen.leaked} of {seen.examples} examples have a prompt that stands in the validation set: they are not "
+            "trained on; remove them from one of the two."
+        )
+    if seen.fraction is None:
+        return
     wanted = seen.fraction * seen.examples
     if seen.one_prompt:
         yield "All examples have the same prompt: the held-out part was chosen by whole examples instead."

@@ -20,11 +20,13 @@ from finetune_trainer.storage.local import local_path
 KINDS = f"*{', *'.join(SUFFIXES)} (also with {', '.join(COMPRESSED)})"
 
 
-def data_files(uri: str, folder: Path) -> list[DataFile]:
-    """Fetch the data into a folder, or use it where it lies; sorted by path. Raises DATASET_NOT_FOUND."""
+def data_files(uri: str, folder: Path, *, field: str = "uri") -> list[DataFile]:
+    """Fetch the data into a folder, or use it where it lies; sorted by path. Raises DATASET_NOT_FOUND, naming the
+    field of `dataset` that has the URI.
+    """
     store = open_store(uri, Use.DATASET)
     base, pattern = split_pattern(uri)
-    found = _wanted(store.list(base), uri, pattern)
+    found = _wanted(store.list(base), f"dataset.{field} {uri}", pattern)
     if uri.startswith("s3://"):
         return _fetched(store, base, found, folder)
     root = local_path(base, Use.DATASET)
@@ -58,11 +60,9 @@ def _as_regex(piece: str) -> str:
     return known.get(piece) or re.escape(piece)
 
 
-def _wanted(found: list[StoredObject], uri: str, pattern: str) -> list[StoredObject]:
+def _wanted(found: list[StoredObject], what: str, pattern: str) -> list[StoredObject]:
     if not found:
-        raise TrainerError(
-            ExitCode.DATASET_NOT_FOUND, f"Nothing lies at dataset.uri {uri}: correct it or upload the data."
-        )
+        raise TrainerError(ExitCode.DATASET_NOT_FOUND, f"Nothing lies at {what}: correct it or upload the data.")
     if pattern:
         wanted = [item for item in found if matches(pattern, item.path)]
         why = f"none of the {len(found)} objects beside it matches (the first is {found[0].path}): correct the pattern"
@@ -70,7 +70,7 @@ def _wanted(found: list[StoredObject], uri: str, pattern: str) -> list[StoredObj
         wanted = [item for item in found if not item.path or is_data(item.path)]
         why = f"holds {len(found)} objects, none of them {KINDS}; the first is {found[0].path}: name the data so"
     if not wanted:
-        raise TrainerError(ExitCode.DATASET_NOT_FOUND, f"dataset.uri {uri}: {why}.")
+        raise TrainerError(ExitCode.DATASET_NOT_FOUND, f"{what}: {why}.")
     return wanted
 
 

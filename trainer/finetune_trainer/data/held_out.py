@@ -21,7 +21,7 @@ class HeldOut:
         self._seen = 0
 
     def add(self, example: Example, *, key: int) -> None:
-        """Offer one held-out example; plain text has no answer and is passed over."""
+        """Offer one held-out example; plain text has no answer, a call of a tool is none: both are passed over."""
         record = _record(example)
         if record is None:
             return
@@ -40,9 +40,9 @@ class HeldOut:
 
 def _record(example: Example) -> dict[str, object] | None:
     match example:
-        case Conversation(turns):
-            asked = [{"role": turn.role, "content": turn.content} for turn in turns[:-1]]
-            return {"messages": asked, "answer": turns[-1].content}
+        case Conversation(turns, tools) if not turns[-1].calls:
+            asked = {"messages": [turn.message() for turn in turns[:-1]], "answer": turns[-1].content}
+            return {**asked, **({"tools": json.loads(tools)} if tools else {})}
         case PromptCompletion(prompt, completion):
             return {"prompt": prompt, "answer": completion}
         case _:

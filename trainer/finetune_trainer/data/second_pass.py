@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,10 +12,10 @@ from typing import Any
 
 from finetune_trainer.data.examples import Conversation, Example
 from finetune_trainer.data.held_out import HeldOut
-from finetune_trainer.data.read import DataFile
+from finetune_trainer.data.parts import Part
+from finetune_trainer.data.plan import HELD_OUT, LEFT_OUT, Plan
 from finetune_trainer.data.shards import Spool
-from finetune_trainer.data.split import Split
-from finetune_trainer.data.survey import Survey, examples
+from finetune_trainer.data.survey import examples
 from finetune_trainer.data.tokenize import IGNORED, Encoded, Encoder
 
 BATCH = 1000
@@ -33,36 +34,40 @@ class Tokenised:
     lengths: array[int]
     first_example: str
     with_special_tokens: int
+    left_out: Counter[str]
+    """Examples of which the chat template leaves something out: "system", "tools"."""
 
 
 def tokenise(
-    files: Sequence[DataFile],
-    survey: Survey,
+    parts: Sequence[Part],
     *,
-    split: Split,
+    plan: Plan,
     encoder: Encoder,
     tokenizer: Any,
     held_out: HeldOut,
     folder: Path,
 ) -> Tokenised:
-    """Tokenise all files."""
+    """Tokenise all examples that are used."""
     train, validation = Spool(folder / "train.spool"), Spool(folder / "validation.spool")
-    lengths, first, special = array("L"), "", 0
+    lengths, first, special, left_out = array("L"), "", 0, Counter[str]()
     names = tuple(tokenizer.all_special_tokens)
-    for batch in _batches(files, survey):
+    for batch in _batches(parts, plan):
         encoded = encoder.encode([(where, example) for _, where, example in batch])
         sides: tuple[list[Encoded], list[Encoded]] = ([], [])
         for (number, _, example), one in zip(batch, encoded, strict=True):
             lengths.append(len(one.input_ids))
             special += _mentions(example, names)
-            sides[split.is_held_out(number)].append(one)
-            if split.is_held_out(number):
-                held_out.add(example, key=split.keys[number])
+            left_out.update(one.left_out)
+            if (use := plan.uses[number]) == HELD_OUT:
+                sides[1].append(one)
+                held_out.add(example, key=plan.keys[number])
+            else:
+                sides[0].extend([one] * use)
         if not first and sides[0]:
             first = show(sides[0][0], tokenizer)
         train.append(sides[0])
         validation.append(sides[1])
-    return Tokenised(train.close(), validation.close(), lengths, first, special)
+    return Tokenised(train.close(), validation.close(), lengths, first, special, left_out)
 
 
 def show(example: Encoded, tokenizer: Any) -> str:
@@ -85,8 +90,10 @@ def _piece(tokenizer: Any, run: list[int], *, trained: bool) -> str:
     return f"⟦{text}⟧" if trained else text
 
 
-def _batches(files: Sequence[DataFile], survey: Survey) -> Iterator[list[Numbered]]:
-    numbered = ((number, where, one) for number, (where, one) in enumerate(examples(files, survey.format)))
+def _batches(parts: Sequence[Part], plan: Plan) -> Iterator[list[Numbered]]:
+    numbered = (
+        (number, where, one) for number, (where, one) in enumerate(examples(parts)) if plan.uses[number] != LEFT_OUT
+    )
     while batch := list(islice(numbered, BATCH)):
         yield batch
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
@@ -38,18 +41,22 @@ class Split:
 
 def choose_split(prompts: Sequence[int], wholes: Sequence[int], fraction: float) -> Split:
     """Split by prompts, or by whole examples where there is but one prompt. Raises DATASET_TOO_SMALL."""
-    by_whole = len(set(prompts)) == 1
+    by_whole = len(np.unique(_digests(prompts))) == 1
     keys = wholes if by_whole else prompts
-    ordered = sorted(set(keys))
-    if len(ordered) < 2:  # noqa: PLR2004 - one to train on, one to hold out
+    lowest, highest = int(_digests(keys).min()), int(_digests(keys).max())
+    if lowest == highest:  # one to train on, one to hold out
         raise TrainerError(
             ExitCode.DATASET_TOO_SMALL,
             f"The data set has {_count(len(keys))}, {'all equal' if len(keys) > 1 else 'and no other'}: "
             "at least two different ones are needed, one of them to be held out; 200 or more do good.",
         )
     # The smallest key is always held out and the largest always trained on.
-    limit = min(max(int(fraction * SPACE), ordered[0] + 1), ordered[-1])
+    limit = min(max(int(fraction * SPACE), lowest + 1), highest)
     return Split(keys=keys, limit=limit, by_whole=by_whole)
+
+
+def _digests(keys: Sequence[int]) -> Any:
+    return np.asarray(keys, dtype=np.uint64)
 
 
 def _count(examples: int) -> str:

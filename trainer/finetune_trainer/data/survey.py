@@ -1,17 +1,21 @@
-"""First pass: check every line, and remember of each example just what the split and the warnings need."""
+"""First pass: check every record, and remember of each example just what the split and the warnings need."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.spec import DatasetFormat
+from finetune_trainer.data.checks import Checks
 from finetune_trainer.data.examples import Conversation, Example, example_digest, prompt_digest
-from finetune_trainer.data.formats import detect, parse
+from finetune_trainer.data.formats import CHAT, parse
+from finetune_trainer.data.parts import Part
 from finetune_trainer.data.problems import BadExampleError, Problems
-from finetune_trainer.data.read import DataFile, Record, records
+from finetune_trainer.data.read import Record, records
 from finetune_trainer.errors import TrainerError
 
 _SYSTEM_PROMPTS_KEPT = 1000
@@ -26,8 +30,12 @@ class Survey:
     """Digest of each prompt."""
     wholes: array[int] = field(default_factory=lambda: array("Q"))
     """Digest of each example."""
+    sizes: list[int] = field(default_factory=list)
+    """Examples of each part, in the order of the parts."""
     system_prompts: set[str | None] = field(default_factory=set)
     """Different system prompts; None stands for conversations without."""
+    checks: Checks = field(default_factory=Checks)
+    """Counts about the texts."""
 
     @property
     def examples(self) -> int:
@@ -37,43 +45,84 @@ class Survey:
     @property
     def duplicates(self) -> int:
         """Examples equal to an earlier one."""
-        return self.examples - len(set(self.wholes))
+        return self.examples - len(np.unique(np.frombuffer(self.wholes, dtype=np.uint64)))
 
     def add(self, example: Example) -> None:
         """Remember one example."""
         self.prompts.append(prompt_digest(example))
         self.wholes.append(example_digest(example))
+        self.checks.add(example)
         if isinstance(example, Conversation) and len(self.system_prompts) < _SYSTEM_PROMPTS_KEPT:
-            first = example.turns[0]
-            self.system_prompts.add(first.content if first.role == "system" else None)
+            self.system_prompts.add(example.system)
 
 
-def survey(files: Iterable[DataFile], given: DatasetFormat | None) -> Survey:
-    """Read all data. Raises DATASET_INVALID with the first bad lines, DATASET_TOO_SMALL if there is no example."""
-    problems = Problems()
+def survey(parts: Sequence[Part]) -> Survey:
+    """Read all data. Raises DATASET_INVALID with the first bad records, DATASET_TOO_SMALL if a part has no example."""
+    problems, formats = Problems(), _Formats()
     found: Survey | None = None
-    first = ""
-    for record in records(files, problems):
-        try:
-            shape = given or detect(record.value)
-            if found is None:
-                found, first = Survey(shape), record.where
-            _must_agree(shape, record, found.format, first=first)
-            found.add(parse(record.value, shape))
-        except BadExampleError as bad:
-            problems.add(record.where, str(bad))
+    sizes: list[int] = []
+    for part in parts:
+        before = found.examples if found else 0
+        for record in records(part.files, problems):
+            try:
+                shape, example = parse(record.value, part.reading)
+                formats.check(shape, record, part_number=len(sizes))
+                found = found or Survey(shape)
+                found.add(example)
+            except BadExampleError as bad:
+                problems.add(record.where, str(bad))
+        sizes.append(found.examples - before if found else 0)
     problems.raise_if_any()
-    if found is None:
-        raise TrainerError(ExitCode.DATASET_TOO_SMALL, "The data set has no examples: its files are empty.")
+    if found is None or 0 in sizes:
+        raise TrainerError(ExitCode.DATASET_TOO_SMALL, _empty(parts, sizes))
+    found.sizes = sizes
+    found.format = formats.together
+    _check_system_prompt(parts, found.format)
     return found
 
 
-def examples(files: Iterable[DataFile], shape: DatasetFormat) -> Iterator[tuple[str, Example]]:
-    """Second pass: yield where each example stands and the example. The first pass has vouched for every line."""
-    for record in records(files, Problems()):
-        yield record.where, parse(record.value, shape)
+def examples(parts: Sequence[Part]) -> Iterator[tuple[str, Example]]:
+    """Second pass: yield where each example stands and the example. The first pass has vouched for every one."""
+    for part in parts:
+        for record in records(part.files, Problems()):
+            yield record.where, parse(record.value, part.reading)[1]
 
 
-def _must_agree(shape: DatasetFormat, record: Record, earlier: DatasetFormat, *, first: str) -> None:
-    if shape != earlier:
-        raise BadExampleError(f"is {shape}, but {first} is {earlier}: give all examples the same format")
+class _Formats:
+    """Holds the format of each record against those before: one a source, and of several sources one kind."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, tuple[DatasetFormat, str]] = {}
+
+    def check(self, shape: DatasetFormat, record: Record, *, part_number: int) -> None:
+        earlier, where = self._first.setdefault(part_number, (shape, record.where))
+        if shape is not earlier:
+            raise BadExampleError(f"is {shape}, but {where} is {earlier}: give all examples the same format")
+        other, where = self._first[min(self._first)]
+        if shape is not other and not {shape, other} <= CHAT:
+            raise BadExampleError(
+                f"is {shape}, but {where} of another source is {other}: only sources of conversations "
+                f"({', '.join(sorted(CHAT))}) mix with each other"
+            )
+
+    @property
+    def together(self) -> DatasetFormat:
+        """The one format, or messages for several kinds of conversations."""
+        shapes = {shape for shape, _ in self._first.values()}
+        return shapes.pop() if len(shapes) == 1 else DatasetFormat.MESSAGES
+
+
+def _empty(parts: Sequence[Part], sizes: Sequence[int]) -> str:
+    if len(parts) == 1:
+        return "The data set has no examples: its files are empty."
+    empty = next(part for part, size in zip(parts, sizes, strict=True) if not size)
+    which = "dataset.validation.uri" if empty.is_validation else f"One of dataset.sources ({empty.files[0].name})"
+    return f"{which} has no examples: its files are empty."
+
+
+def _check_system_prompt(parts: Sequence[Part], shape: DatasetFormat) -> None:
+    if shape not in CHAT and any(part.reading.system_prompt for part in parts):
+        raise TrainerError(
+            ExitCode.CONFIG_INVALID,
+            f"dataset.systemPrompt is for conversations, the data is {shape}: remove it, or write it into the data.",
+        )

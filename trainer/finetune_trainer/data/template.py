@@ -12,13 +12,14 @@ and it ends with the token that ends the turn: a model that never sees its end n
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from finetune_contract.exit_codes import ExitCode
-from finetune_trainer.data.examples import Turn
+from finetune_trainer.data.examples import Conversation, Turn
 from finetune_trainer.data.problems import BadExampleError
 from finetune_trainer.errors import TrainerError
 
@@ -74,24 +75,44 @@ class ChatTemplate:
             )
         self._tokenizer = tokenizer
         self._skeletons: dict[tuple[str, ...], _Skeleton | None] = {}
-        self._tokens = _added_tokens(tokenizer)
+        self.tokens = _added_tokens(tokenizer)
+        """Matches any added token of the vocabulary."""
         self.stops = self._find_stops()
         """What ends a conversation's last turn, a token or several (Cohere ends the response, then the turn)."""
 
-    def render(self, turns: Sequence[Turn], *, ask: bool = False) -> str:
+    def render(self, turns: Sequence[Turn], *, tools: str = "", ask: bool = False) -> str:
         """Return the text; with `ask`, ending with the generation prompt. Raises BadExampleError if it refuses."""
-        from jinja2.exceptions import TemplateError
-
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
-            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-        except TemplateError as error:
-            raise BadExampleError(f"is refused by the model's chat template: {error}") from error
+            return self._rendered(turns, tools, ask=ask, as_text=False)
+        except TypeError as error:
+            # Templates of some families (DeepSeek) want the arguments of calls as text.
+            if not any(turn.calls for turn in turns):
+                raise refused(error) from error
+        except Exception as error:
+            # A template is the model's code: whatever it raises is how it refuses a conversation.
+            raise refused(error) from error
+        try:
+            return self._rendered(turns, tools, ask=ask, as_text=True)
+        except Exception as error:
+            raise refused(error) from error
+
+    def _rendered(self, turns: Sequence[Turn], tools: str, *, ask: bool, as_text: bool) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            [turn.message(as_text=as_text) for turn in turns],
+            tools=json.loads(tools) if tools else None,
+            tokenize=False,
+            add_generation_prompt=ask,
+        )
         return text
 
-    def spans(self, turns: Sequence[Turn]) -> Rendered:
+    def spans(self, conversation: Conversation) -> Rendered:
         """Render a conversation and find what the assistant says in it."""
-        text = self.render(turns)
+        turns = conversation.turns
+        text = self.render(turns, tools=conversation.tools)
+        if conversation.tools or any(turn.calls or turn.role == "tool" for turn in turns):
+            from finetune_trainer.data.tool_turns import spans_with_tools
+
+            return Rendered(text, tuple(spans_with_tools(self, conversation, text)))
         skeleton = self._skeleton(turns)
         if skeleton:
             contents = [turn.content for turn in turns]
@@ -118,12 +139,12 @@ class ChatTemplate:
         for number, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            probe = [*turns[:number], Turn("assistant", _mark(number)), *turns[number + 1 :]]
-            before, mark, after = self.render(probe).partition(_mark(number))
+            probe = [*turns[:number], Turn("assistant", mark_of(number)), *turns[number + 1 :]]
+            before, mark, after = self.render(probe).partition(mark_of(number))
             end = len(text) - len(after)
-            start = min(_common(text, before), end)
+            start = min(common_start(text, before), end)
             if not mark or not text.endswith(after) or start < done:
-                raise _unusable("changes the assistant's turns so much that they cannot be found in its output")
+                raise unusable("changes the assistant's turns so much that they cannot be found in its output")
             given = skeleton.prompts.get(number, "") if skeleton else ""
             begin = text.rfind(given, done, start) + len(given) if given in text[done:start] else start
             length, stop = self._end(after)
@@ -137,7 +158,7 @@ class ChatTemplate:
         return self._skeletons[roles]
 
     def _make_skeleton(self, turns: Sequence[Turn]) -> _Skeleton | None:
-        marked = [Turn(turn.role, _mark(number)) for number, turn in enumerate(turns)]
+        marked = [Turn(turn.role, mark_of(number)) for number, turn in enumerate(turns)]
         parts = _MARK.split(self.render(marked))
         literals, order = tuple(parts[::2]), tuple(int(number) for number in parts[1::2])
         assistants = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
@@ -155,16 +176,19 @@ class ChatTemplate:
         return literals[place][: _given_length(literals[place], asked=asked[-1], plain=plain[-1])]
 
     def _find_stops(self) -> tuple[str, ...]:
-        skeleton = self._skeleton([Turn("user", ""), Turn("assistant", "")])
+        try:
+            skeleton = self._skeleton([Turn("user", ""), Turn("assistant", "")])
+        except BadExampleError as error:
+            raise unusable(f"fails on a question and its answer ({error})") from error
         if skeleton is None:
-            raise _unusable("leaves out what the assistant says, perhaps since it wants no plain text")
+            raise unusable("leaves out what the assistant says, perhaps since it wants no plain text")
         stops: list[str] = []
         rest = skeleton.literals[-1].lstrip()
-        while found := self._tokens.match(rest):
+        while found := self.tokens.match(rest):
             stops.append(found.group())
             rest = rest[found.end() :]
         if not stops:
-            raise _unusable("ends the assistant's turns without a token to stop at, so the model would never stop")
+            raise unusable("ends the assistant's turns without a token to stop at, so the model would never stop")
         return tuple(stops)
 
     def _end(self, literal: str) -> tuple[int, str]:
@@ -179,16 +203,17 @@ class ChatTemplate:
                 break
             position, last = position + len(stop), stop
         if not last:
-            found = self._tokens.match(literal, position)
+            found = self.tokens.match(literal, position)
             if not found:
-                raise _unusable(
+                raise unusable(
                     "ends not every turn of the assistant with a token; set hyperparameters.loss to completion"
                 )
             position, last = found.end(), found.group()
         return position, last
 
 
-def _mark(number: int) -> str:
+def mark_of(number: int) -> str:
+    """Return what stands for the content of a turn while the template is looked at."""
     return f"Qz{number:04d}zQ"
 
 
@@ -202,10 +227,10 @@ def _given_length(literal: str, *, asked: str, plain: str) -> int:
     for length in range(len(prompt), len(prompt) // 2, -1):
         if (at := literal.rfind(prompt[:length])) >= 0:
             return at + length
-    return _common(literal, asked)
+    return common_start(literal, asked)
 
 
-def _common(one: str, other: str) -> int:
+def common_start(one: str, other: str) -> int:
     """Return how many characters two texts have in common from the start."""
     shorter = min(len(one), len(other))
     return next((at for at in range(shorter) if one[at] != other[at]), shorter)
@@ -218,7 +243,13 @@ def _added_tokens(tokenizer: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def _unusable(what: str) -> TrainerError:
+def refused(error: Exception) -> BadExampleError:
+    """Return what to say of a conversation that the template raises an error on."""
+    return BadExampleError(f"is refused by the model's chat template: {str(error) or type(error).__name__}")
+
+
+def unusable(what: str) -> TrainerError:
+    """Return the error for a template that cannot be trained with."""
     return TrainerError(
         ExitCode.MODEL_INVALID,
         f"The model's chat template {what}: correct the template, or use data in the format promptCompletion.",

@@ -6,6 +6,7 @@ trained on if it shares a character with what the model has to generate.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,12 @@ from typing import Any
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.spec import DatasetFormat, LossOn
 from finetune_trainer.data.examples import Conversation, Example, PromptCompletion
+from finetune_trainer.data.formats import CHAT
 from finetune_trainer.data.problems import BadExampleError, Problems
 from finetune_trainer.data.template import ChatTemplate, Rendered, Span
 from finetune_trainer.errors import TrainerError
 
 IGNORED = -100
-CHAT = frozenset({DatasetFormat.MESSAGES, DatasetFormat.INSTRUCTION})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Encoded:
 
     input_ids: list[int]
     labels: list[int]
+    left_out: tuple[str, ...] = ()
+    """What the chat template left out of it: "system", "tools"."""
 
 
 class Encoder:
@@ -52,22 +55,24 @@ class Encoder:
         return self._plain([example for _, example in batch])
 
     def _conversations(self, batch: Sequence[tuple[str, Example]], template: ChatTemplate) -> list[Encoded]:
-        problems, rendered = Problems(), []
+        problems, rendered, left_out = Problems(), [], []
         for where, example in batch:
             assert isinstance(example, Conversation)  # noqa: S101 - the survey has seen to it
             try:
-                rendered.append(template.spans(example.turns))
+                rendered.append(one := template.spans(example))
+                left_out.append(_left_out(example, one.text))
             except BadExampleError as bad:
                 problems.add(where, str(bad))
         problems.raise_if_any()
         # The template writes the special tokens itself: a second BOS would be wrong.
         encodings = self._backend.encode_batch([one.text for one in rendered], add_special_tokens=False)
-        return [self._labelled(encoding, one) for encoding, one in zip(encodings, rendered, strict=True)]
+        every = zip(encodings, rendered, left_out, strict=True)
+        return [self._labelled(encoding, one, missing) for encoding, one, missing in every]
 
-    def _labelled(self, encoding: Any, rendered: Rendered) -> Encoded:
+    def _labelled(self, encoding: Any, rendered: Rendered, left_out: tuple[str, ...]) -> Encoded:
         ids: list[int] = encoding.ids
         if self._loss is LossOn.ALL:
-            return Encoded(ids, list(ids))
+            return Encoded(ids, list(ids), left_out)
         labels = [IGNORED] * len(ids)
         for span in rendered.spans[-1:] if self._loss is LossOn.COMPLETION else rendered.spans:
             first, last = _tokens_of(encoding, span)
@@ -78,7 +83,7 @@ class Encoder:
                     "learn to stop: the token must be an added token of tokenizer.json.",
                 )
             labels[first : last + 1] = ids[first : last + 1]
-        return Encoded(ids, labels)
+        return Encoded(ids, labels, left_out)
 
     def _plain(self, batch: Sequence[Example]) -> list[Encoded]:
         """Text and prompt with completion, as TRL does it: joined, BOS as the tokenizer adds it, EOS at the end."""
@@ -114,6 +119,24 @@ def _joined(example: Example) -> str:
         return example.prompt + example.completion
     assert not isinstance(example, Conversation)  # noqa: S101 - those go through the template
     return example.text
+
+
+def _left_out(conversation: Conversation, text: str) -> tuple[str, ...]:
+    """Return what a template has dropped of a conversation, as some do without a word."""
+    missing = []
+    if conversation.system is not None and conversation.system.strip() not in text:
+        missing.append("system")
+    tools = [tool["function"]["name"] for tool in json.loads(conversation.tools or "[]")]
+    answers = [turn.content.strip() for turn in conversation.turns if turn.role == "tool"]
+    if any(wanted not in text for wanted in tools) or any(_is_missing(text, answer) for answer in answers):
+        missing.append("tools")
+    return tuple(missing)
+
+
+def _is_missing(text: str, answer: str) -> bool:
+    """Whether an answer stands in the text neither as it is nor as JSON writes it."""
+    forms = (answer, json.dumps(answer)[1:-1], json.dumps(answer, ensure_ascii=False)[1:-1])
+    return not any(form in text for form in forms)
 
 
 def _tokens_of(encoding: Any, span: Span) -> tuple[int, int]:

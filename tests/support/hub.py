@@ -24,10 +24,12 @@ LARGE = 100_000
 
 @dataclass
 class FakeHub:
-    """One model repository, and how the hub behaves."""
+    """One repository of a model or data set, and how the hub behaves."""
 
     name: str
     folder: Path
+    kind: str = "models"
+    """models or datasets."""
     commit: str = "c0ffee" * 6 + "c0ff"
     branch: str = "main"
     gated: bool = False
@@ -43,11 +45,15 @@ class FakeHub:
     """Files that were asked for, in order."""
 
     def files(self) -> list[dict[str, object]]:
-        return [self._entry(path) for path in sorted(self.folder.iterdir()) if path.is_file()]
+        return [self._entry(path) for path in sorted(self.folder.rglob("*")) if path.is_file()]
 
     def _entry(self, path: Path) -> dict[str, object]:
         content = path.read_bytes()
-        entry: dict[str, object] = {"rfilename": path.name, "size": len(content), "blobId": git_sha1(content)}
+        entry: dict[str, object] = {
+            "rfilename": path.relative_to(self.folder).as_posix(),
+            "size": len(content),
+            "blobId": git_sha1(content),
+        }
         if len(content) >= LARGE:
             entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
         return entry
@@ -90,10 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.served
         if hub.down:
             self._refuse(503, "", "the hub is down")
-        elif path.startswith(f"api/models/{hub.name}/revision/"):
+        elif path.startswith(f"api/{hub.kind}/{hub.name}/revision/"):
             self._model(path.rpartition("/")[2])
-        elif path.startswith(f"{hub.name}/resolve/"):
-            self._file(path.rpartition("/")[2])
+        elif path.startswith(files := f"{'' if hub.kind == 'models' else 'datasets/'}{hub.name}/resolve/"):
+            self._file(path.removeprefix(files).partition("/")[2])
         else:
             self._refuse(404 if self._has_token() else 401, "RepoNotFound", "Repository not found")
 

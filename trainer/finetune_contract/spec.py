@@ -16,6 +16,7 @@ from finetune_contract.model import Model
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Revision = Annotated[str, Field(min_length=1, max_length=128)] | None
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -66,7 +67,7 @@ class ModelSource(Model):
 
     uri: Uri
     """Where the model lies: hf://organisation/name, s3://bucket/prefix or pvc://claim/path. A folder as transformers saves it: configuration, tokenizer, safetensors."""
-    revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    revision: Revision = None
     """Branch, tag or commit of a model on the hub; main when absent. status.resolved has the commit that was used."""
     secret_ref: SecretRef | None = None
     """Credentials for model.uri."""
@@ -78,7 +79,9 @@ class Validation(Model):
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the examples that is held out, chosen by a hash of the prompt: equal prompts stay together. Not together with uri."""
     uri: Uri | None = None
-    """A validation set of its own, in the form of the data: nothing is split off, and training examples with a prompt that stands in it are left out."""
+    """A validation set of its own, in the form of the data: nothing is split off, and training examples with a prompt that stands in it are left out. Of hf://datasets/organisation/name the split validation, or test."""
+    revision: Revision = None
+    """Branch, tag or commit, where uri is hf://datasets/…; main when absent."""
 
 
 Column = Annotated[str, Field(min_length=1, max_length=128)] | None
@@ -114,6 +117,8 @@ class MixedSource(Model):
 
     uri: Uri
     """Where it lies, as dataset.uri."""
+    revision: Revision = None
+    """Branch, tag or commit, where uri is hf://datasets/…; main when absent."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1
     """How often each of its examples is trained on in an epoch: 2 is twice, 0.5 is half of them, chosen by their hash."""
     format: DatasetFormat | None = None
@@ -126,9 +131,13 @@ class DatasetSource(Model):
     """The examples: from one uri, or from several sources."""
 
     uri: Uri | None = None
-    """Where the data lies: s3://bucket/path or pvc://claim/path, one file, a prefix or a pattern (s3://bucket/train-*.parquet). JSON Lines, one JSON array, CSV with a header or Parquet, plain or compressed (gzip, zstd, bzip2, xz)."""
+    """Where the data lies: s3://bucket/path or pvc://claim/path, one file, a prefix or a pattern (s3://bucket/train-*.parquet); hf://datasets/organisation/name, with a path or pattern in it or the split train; or https:// of one file on a public server. JSON Lines, one JSON array, CSV with a header or Parquet, plain or compressed (gzip, zstd, bzip2, xz)."""
     format: DatasetFormat | None = None
     """Shape of an example; detected from the data when absent. messages: {"messages": [{"role", "content"}]}, with tools also {"tools"}, tool_calls and the role tool. shareGPT: {"conversations": [{"from", "value"}]}. promptCompletion: {"prompt", "completion"}. instruction: {"instruction", "input", "output"}. text: {"text"}."""
+    revision: Revision = None
+    """Branch, tag or commit, where uri is hf://datasets/…; main when absent."""
+    split: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Split of hf://datasets/organisation/name, as its files are named; train when absent."""
     sources: Annotated[tuple[MixedSource, ...], Field(max_length=16)] = ()
     """Several sources in place of uri, each with its weight. Conversations of different formats mix; other formats do not."""
     columns: Columns = Columns()

@@ -22,7 +22,7 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.run_config import RunConfig, Use
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.hub import HubModel, find_model
+from finetune_trainer.hub import HubCommit, find_model
 from finetune_trainer.logs import log
 from finetune_trainer.model_folder import check_names, check_weights, configuration_files, read_config, weight_files
 from finetune_trainer.storage import Store, StoredObject, open_store
@@ -75,7 +75,7 @@ def fetch_model(config: RunConfig, env: Environment, *, weights: bool) -> Fetche
 
 
 def _find_on_hub(config: RunConfig) -> _Model:
-    found: HubModel = find_model(config.spec.model.uri, config.spec.model.revision)
+    found: HubCommit = find_model(config.spec.model.uri, config.spec.model.revision)
     sizes = {file.path: file.size for file in found.files}
     return _Model(config.spec.model.uri, found.commit, sizes, found)
 

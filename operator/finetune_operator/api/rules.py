@@ -19,6 +19,8 @@ _BUCKET = "[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
 _NAME = "[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
 _HF = "hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
 _S3 = f"s3://{_BUCKET}/.+"
+_HF_DATASET = f"hf://datasets/{_HF.removeprefix('hf://')}(/.*)?"
+_HTTPS = "https://[A-Za-z0-9.-]+(:[0-9]+)?/.+"
 _PVC = f"pvc://{_NAME}(/.*)?"
 _CREDENTIALS = "^[a-z0-9]+://[^/]*@"
 _DNS_LABEL = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -66,7 +68,19 @@ def _uri_rules(at: tuple[str, ...], forms: tuple[str, ...], example: str) -> Ite
 
 
 def _data_uri_rules(at: tuple[str, ...]) -> Iterator[Rule]:
-    yield from _uri_rules(at, (_S3, _PVC), "s3://bucket/path or pvc://claim/path")
+    forms = (_S3, _PVC, _HF_DATASET, _HTTPS)
+    yield from _uri_rules(
+        at, forms, "s3://bucket/path, pvc://claim/path, hf://datasets/organisation/name or https://host/file"
+    )
+    # What would be ignored is refused.
+    names = ("revision", "split") if at[-2:] == ("dataset", "uri") else ("revision",)
+    given = " || ".join(f"has(self.{name})" for name in names)
+    yield Rule(
+        at[:-1],
+        f"!({given}) || (has(self.uri) && self.uri.startsWith('hf://datasets/'))",
+        f"{' and '.join(names)} can only be given for a uri hf://datasets/…: remove what is there, or name files by a path or pattern",
+        lambda place: not set(names) & set(place) or str(place.get("uri", "")).startswith("hf://datasets/"),
+    )
 
 
 def _unset(value: dict[str, Any], *names: str) -> bool:

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.run_config import Use
+from finetune_trainer.data.hub_files import PREFIX, hub_files
+from finetune_trainer.data.patterns import matches, split_pattern
 from finetune_trainer.data.read import COMPRESSED, SUFFIXES, DataFile, is_data
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.storage import Store, StoredObject, open_store
 from finetune_trainer.storage.digest import sha256_of
 from finetune_trainer.storage.folders import download_objects
+from finetune_trainer.storage.https import download
 from finetune_trainer.storage.local import local_path
 
 KINDS = f"*{', *'.join(SUFFIXES)} (also with {', '.join(COMPRESSED)})"
 
 
-def data_files(uri: str, folder: Path, *, field: str = "uri") -> list[DataFile]:
-    """Fetch the data into a folder, or use it where it lies; sorted by path. Raises DATASET_NOT_FOUND, naming the
-    field of `dataset` that has the URI.
+def data_files(
+    uri: str, folder: Path, *, field: str = "uri", revision: str | None = None, splits: Sequence[str] = ("train",)
+) -> list[DataFile]:
+    """Fetch the data into a folder, or use it where it lies; sorted by path. Revision and splits are the hub's.
+
+    Raises DATASET_NOT_FOUND, naming the field of `dataset` that has the URI, and what storage or the hub raises.
     """
+    if uri.startswith("https://"):
+        return [_from_web(uri, folder, field)]
+    if uri.startswith(PREFIX):
+        return hub_files(uri, folder, revision=revision, splits=splits, field=field)
     store = open_store(uri, Use.DATASET)
     base, pattern = split_pattern(uri)
     found = _wanted(store.list(base), f"dataset.{field} {uri}", pattern)
@@ -40,29 +49,22 @@ def data_digest(files: Sequence[DataFile]) -> str:
     return hashlib.sha256("".join(f"{file.sha256}  {file.name}\n" for file in files).encode()).hexdigest()
 
 
-def split_pattern(uri: str) -> tuple[str, str]:
-    """Split a URI before its first part with a wildcard: what to list, and what to match below it."""
-    scheme, _, rest = uri.partition("://")
-    parts = rest.split("/")
-    first = next((number for number, part in enumerate(parts) if set("*[") & set(part)), len(parts))
-    return f"{scheme}://{'/'.join(parts[:first])}", "/".join(parts[first:])
+def _from_web(uri: str, folder: Path, field: str) -> DataFile:
+    path = folder / "data"
+    try:
+        digest = download(uri, path)
+    except NotFoundError as error:
+        raise _nothing(f"dataset.{field} {uri}") from error
+    return DataFile(path, uri.rpartition("/")[2], digest)
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether a path matches: * and [a-z] stay within a folder, ** goes through any."""
-    return re.fullmatch("".join(map(_as_regex, re.findall(r"\*\*/|\*\*|\*|\[[^]]+\]|.", pattern))), name) is not None
-
-
-def _as_regex(piece: str) -> str:
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
-    if piece.startswith("[") and len(piece) > 1:
-        return "[" + ("^" if piece[1] in "!^" else "") + re.escape(piece[1:-1].lstrip("!^")).replace(r"\-", "-") + "]"
-    return known.get(piece) or re.escape(piece)
+def _nothing(what: str) -> TrainerError:
+    return TrainerError(ExitCode.DATASET_NOT_FOUND, f"Nothing lies at {what}: correct it or upload the data.")
 
 
 def _wanted(found: list[StoredObject], what: str, pattern: str) -> list[StoredObject]:
     if not found:
-        raise TrainerError(ExitCode.DATASET_NOT_FOUND, f"Nothing lies at {what}: correct it or upload the data.")
+        raise _nothing(what)
     if pattern:
         wanted = [item for item in found if matches(pattern, item.path)]
         why = f"none of the {len(found)} objects beside it matches (the first is {found[0].path}): correct the pattern"

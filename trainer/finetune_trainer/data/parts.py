@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_contract.spec import DatasetSource
@@ -27,8 +27,13 @@ class Part:
 def data_parts(dataset: DatasetSource, folder: Path) -> list[Part]:
     """Fetch all sources into a folder, the given validation set last. Raises DATASET_NOT_FOUND, and as storage does."""
     return [
-        Part(data_files(uri, folder / str(number), field=field), reading, weight, is_validation)
-        for number, (field, uri, reading, weight, is_validation) in enumerate(_sources(dataset))
+        Part(
+            data_files(one.uri, folder / str(number), field=one.field, revision=one.revision, splits=one.splits),
+            one.reading,
+            one.weight,
+            one.is_validation,
+        )
+        for number, one in enumerate(_sources(dataset))
     ]
 
 
@@ -44,16 +49,25 @@ def digest_of_parts(parts: Sequence[Part]) -> str:
     )
 
 
-def _sources(dataset: DatasetSource) -> Iterator[tuple[str, str, Reading, float, bool]]:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    field: str
+    uri: str
+    reading: Reading
+    revision: str | None
+    splits: tuple[str, ...] = ("train",)
+    weight: float = 1
+    is_validation: bool = False
+
+
+def _sources(dataset: DatasetSource) -> Iterator[_Source]:
+    reading = Reading(dataset.format, dataset.columns, dataset.system_prompt)
     if dataset.uri:
-        yield "uri", dataset.uri, _reading(dataset), 1, False
-    for number, source in enumerate(dataset.sources):
-        columns = source.columns or dataset.columns
-        reading = Reading(source.format or dataset.format, columns, dataset.system_prompt)
-        yield f"sources[{number}].uri", source.uri, reading, source.weight, False
-    if dataset.validation.uri:
-        yield "validation.uri", dataset.validation.uri, _reading(dataset), 1, True
-
-
-def _reading(dataset: DatasetSource) -> Reading:
-    return Reading(dataset.format, dataset.columns, dataset.system_prompt)
+        yield _Source("uri", dataset.uri, reading, dataset.revision, (dataset.split or "train",))
+    for number, one in enumerate(dataset.sources):
+        own = replace(reading, format=one.format or dataset.format, columns=one.columns or dataset.columns)
+        yield _Source(f"sources[{number}].uri", one.uri, own, one.revision, weight=one.weight)
+    given = dataset.validation
+    if given.uri:
+        wanted = ("validation", "test")
+        yield _Source("validation.uri", given.uri, reading, given.revision, wanted, is_validation=True)

@@ -14,11 +14,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_contract.model import Model
-from finetune_contract.prepared import DatasetSummary, Estimate, Resolved
+from finetune_contract.prepared import DatasetCounts, DatasetSummary, Estimate, Resolved
 
 MAX_MESSAGE_BYTES = 2000
+MAX_LOCAL_BYTES = 1 << 16
+"""Of the check stage, which runs beside its reader and not in a pod."""
 
-Stage = Literal["prepare", "fetch", "train", "collect"]
+Stage = Literal["prepare", "fetch", "train", "collect", "check"]
 
 
 class OutputFile(Model):
@@ -137,6 +139,7 @@ class TerminationMessage(Model):
     """Of prepared.json or manifest.json."""
     prepared: PrepareResult | None = None
     trained: TrainResult | None = None
+    checked: DatasetCounts | None = None
     log_tail: str = ""
 
     def encode(self, limit: int = MAX_MESSAGE_BYTES) -> str:

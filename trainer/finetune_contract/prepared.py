@@ -27,27 +27,17 @@ class Shard(Model):
     bytes: int
 
 
-class DatasetSummary(Model):
-    """What the data is, in counts: it fills `status.dataset`."""
+class DatasetCounts(Model):
+    """What the data is, as far as it can be told without a tokenizer."""
 
     format: DatasetFormat
-    """Shape of the examples, given or detected."""
+    """Shape of the examples, given or detected; messages, where several kinds of conversations are mixed."""
     examples: int
     """Examples read."""
     train_examples: int
-    """Examples trained on."""
+    """Examples trained on in an epoch, each as often as its source's weight says."""
     validation_examples: int
     """Examples held out."""
-    train_tokens: int
-    """Tokens of the training part, prompts included."""
-    loss_tokens: int
-    """Tokens of the training part that the loss is taken on."""
-    longest: int
-    """Tokens of the longest example, before cutting."""
-    truncated: int
-    """Examples that were cut to maxSequenceLength."""
-    dropped: int
-    """Examples left out, since nothing to train on remained."""
     duplicates: int
     """Examples equal to an earlier one."""
     near_duplicates: int = 0
@@ -58,6 +48,21 @@ class DatasetSummary(Model):
     """Examples with damaged letters: U+FFFD, mojibake, mostly control characters."""
     warnings: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=20)] = ()
     """What an expert would change, most important first."""
+
+
+class DatasetSummary(DatasetCounts):
+    """What the data is, in counts: it fills `status.dataset`."""
+
+    train_tokens: int
+    """Tokens of the training part, prompts included."""
+    loss_tokens: int
+    """Tokens of the training part that the loss is taken on."""
+    longest: int
+    """Tokens of the longest example, before cutting."""
+    truncated: int
+    """Examples that were cut to maxSequenceLength."""
+    dropped: int
+    """Examples left out, since nothing to train on remained."""
 
 
 class Estimate(Model):

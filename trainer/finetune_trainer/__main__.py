@@ -48,9 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m finetune_trainer", description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=("prepare", "fetch", "train", "collect"), help="what to do")
+    parser.add_argument("stage", choices=("prepare", "fetch", "train", "collect", "check"), help="what to do")
     parser.add_argument("--config", type=Path, help="the run configuration (default: $FINETUNE_CONFIG)")
-    parser.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", type=str.upper)
+    parser.add_argument(
+        "--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), default="INFO", type=str.upper
+    )
     return parser
 
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_contract import paths
@@ -26,7 +26,6 @@ from finetune_contract.resolve import (
     ResolveError,
     choose,
     choose_loss,
-    epochs_of,
     resolve,
     what_would_fit,
 )
@@ -34,9 +33,10 @@ from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.shape import ModelShape
 from finetune_trainer.base_model import BaseModel, read_base_model
 from finetune_trainer.claim import claim_run
-from finetune_trainer.data.advice import Observed, warnings
+from finetune_trainer.data.advice import warnings
 from finetune_trainer.data.held_out import HeldOut
 from finetune_trainer.data.lengths import Lengths, measure
+from finetune_trainer.data.observe import observe
 from finetune_trainer.data.parts import Part, data_parts, digest_of_parts
 from finetune_trainer.data.plan import Plan, choose_plan
 from finetune_trainer.data.second_pass import Tokenised, tokenise
@@ -219,29 +219,15 @@ def _shard(shard: LocalShard, stored: OutputFile) -> Shard:
 
 def _summary(config: RunConfig, *, data: Data, shards: Shards, resolved: Resolved, model: BaseModel) -> DatasetSummary:
     seen, train, held = data.survey, shards.train, shards.validation
-    observed = Observed(
-        examples=seen.examples,
-        train_examples=train.rows,
-        held_out=data.plan.held_out,
-        fraction=None if config.spec.dataset.validation.uri else config.spec.dataset.validation.fraction,
-        duplicates=seen.duplicates,
+    observed = replace(
+        observe(config.spec, seen, data.plan, train_examples=train.rows),
         truncated=train.truncated + held.truncated,
         dropped=train.dropped + held.dropped,
         longest=data.lengths.longest,
         max_sequence_length=resolved.max_sequence_length,
-        system_prompts=len(seen.system_prompts),
         with_special_tokens=data.tokens.with_special_tokens,
-        stop_token=_unknown_stop(data, model),
-        one_prompt=data.plan.by_whole,
-        near_duplicates=seen.checks.near_duplicates(seen.wholes),
-        leaked=data.plan.leaked,
-        damaged=seen.checks.damaged,
-        damages=seen.checks.damages,
-        labels=seen.checks.labels,
         left_out=data.tokens.left_out,
-        method=config.spec.method,
-        learning_rate=resolved.learning_rate,
-        epochs=epochs_of(config.spec, train_examples=train.rows),
+        stop_token=_unknown_stop(data, model),
     )
     advice = warnings(observed)
     for warning in advice:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.outcome import Stage, TerminationMessage
+from finetune_contract.outcome import MAX_LOCAL_BYTES, MAX_MESSAGE_BYTES, Stage, TerminationMessage
 from finetune_contract.run_config import RunConfig
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
@@ -73,6 +73,10 @@ def _perform(stage: Stage, config: RunConfig, env: Environment) -> TerminationMe
 
             trained, sha256 = run_train(config, env)
             return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED, sha256=sha256, trained=trained)
+        case "check":
+            from finetune_trainer.check import run_check
+
+            return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED, checked=run_check(config, env))
         case "collect":
             from finetune_trainer.collect import run_collect
 
@@ -111,7 +115,8 @@ def _failed(stage: Stage, failure: TrainerError, *, log_tail: str) -> Terminatio
 
 def _write(path: Path, message: TerminationMessage) -> None:
     try:
-        path.write_text(message.encode(), encoding="utf-8")
+        limit = MAX_LOCAL_BYTES if message.stage == "check" else MAX_MESSAGE_BYTES
+        path.write_text(message.encode(limit), encoding="utf-8")
     except OSError as error:
         # On a user's own machine there is no kubelet that would read it.
         log.debug("no termination message at %s: %s", path, error.strerror)

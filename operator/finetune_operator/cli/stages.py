@@ -19,12 +19,14 @@ from finetune_contract.outcome import Stage, TerminationMessage
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run_stage(stage: Stage, *, environment: Mapping[str, str], message_file: Path) -> TerminationMessage:
+def run_stage(
+    stage: Stage, *, environment: Mapping[str, str], message_file: Path, log_level: str = "INFO"
+) -> TerminationMessage:
     """Run one stage, its log on this process's stderr; return its last word, or what its exit code stands for."""
     message_file.unlink(missing_ok=True)
     # A group of its own: the terminal sends Ctrl-C to all of this one's.
     child = subprocess.Popen(
-        [sys.executable, "-m", "finetune_trainer", stage],
+        [sys.executable, "-m", "finetune_trainer", stage, "--log-level", log_level],
         env=dict(environment),
         process_group=0,
         stdin=subprocess.DEVNULL,

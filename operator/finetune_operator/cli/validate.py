@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
+from finetune_operator.api import constants as c
 from finetune_operator.cli.check import is_ours, problems_of
 from finetune_operator.cli.documents import Document, ReadError, expand, read_documents
 
@@ -15,6 +17,7 @@ examples:
   finetune validate jobs/                       every .yaml, .yml and .json in a folder
   kustomize build . | finetune validate -       standard input; other kinds are passed over
   finetune validate --local job.yaml            as `finetune run` would take it: file:// is allowed
+  finetune validate --data job.yaml             reads the data, too, with the credentials of your environment
 
 exit code: 0 if all are valid, 2 if not
 """
@@ -31,37 +34,51 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="manifest, folder, or - for standard input")
     parser.add_argument("--local", action="store_true", help="for `finetune run`: URIs may be file://")
+    parser.add_argument("--data", action="store_true", help="read and check the data of the jobs (takes its time)")
+    parser.add_argument("--claims", type=Path, metavar="FOLDER", help="folder of PersistentVolumeClaims, for pvc://")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check all files; print a line for each valid object, and one for each problem."""
-    problems = [line for name in expand(arguments.files) for line in _check(name, in_cluster=not arguments.local)]
+    problems = [line for name in expand(arguments.files) for line in _check(name, arguments)]
     if problems:
         print(*problems, sep="\n", file=sys.stderr)
         print(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found", file=sys.stderr)
     return INVALID if problems else 0
 
 
-def _check(name: str, *, in_cluster: bool) -> list[str]:
+def _check(name: str, arguments: argparse.Namespace) -> list[str]:
     try:
         documents = read_documents(name)
     except ReadError as error:
         return [f"{name}: {error}"]
     if not documents:
         return [f"{name}: there is nothing in it"]
-    return [line for document in documents for line in _check_document(document, in_cluster=in_cluster)]
+    return [line for document in documents for line in _check_document(document, arguments)]
 
 
-def _check_document(document: Document, *, in_cluster: bool) -> list[str]:
+def _check_document(document: Document, arguments: argparse.Namespace) -> list[str]:
     value = document.value
     if not is_ours(value):
         print(f"{document.source}: {value['kind']} passed over: only FineTuneJob and FineTuneProfile are checked")
         return []
-    problems = problems_of(value, in_cluster=in_cluster)
+    problems = [str(problem) for problem in problems_of(value, in_cluster=not arguments.local)]
     if not problems:
         print(f"{document.source}: {value['kind']} {_name(value)} is valid")
+        if arguments.data and value["kind"] == c.JOB_KIND:
+            problems += _check_data(document, arguments.claims)
     return [f"{document.source}: {problem}" for problem in problems]
+
+
+def _check_data(document: Document, claims: Path | None) -> list[str]:
+    from finetune_operator.cli.data_check import check_data
+
+    sys.stdout.flush()
+    lines, problem = check_data(document.value, claims=claims)
+    for line in lines:
+        print(f"{document.source}: {line}")
+    return [problem] if problem else []
 
 
 def _name(value: dict[str, dict[str, str]]) -> str:

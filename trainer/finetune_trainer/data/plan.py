@@ -39,6 +39,11 @@ class Plan:
     """Training examples removed, since their prompt stands in the given validation set."""
 
     @property
+    def train_examples(self) -> int:
+        """Examples of an epoch, each as often as it is trained on."""
+        return int(np.maximum(np.frombuffer(self.uses, dtype=np.int8), 0).sum(dtype=np.int64))
+
+    @property
     def held_out(self) -> int:
         """Examples that are held out."""
         return self.uses.count(HELD_OUT)

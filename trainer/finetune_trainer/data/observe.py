@@ -1,0 +1,31 @@
+"""What the first pass tells about the data, put together for the warnings: no tokenizer is needed for it."""
+
+from __future__ import annotations
+
+from finetune_contract.resolve import RATES, epochs_of
+from finetune_contract.spec import TuningSpec
+from finetune_trainer.data.advice import Observed
+from finetune_trainer.data.plan import Plan
+from finetune_trainer.data.survey import Survey
+
+
+def observe(spec: TuningSpec, seen: Survey, plan: Plan, *, train_examples: int) -> Observed:
+    """Return the counts; what only tokens tell is left at nothing."""
+    validation = spec.dataset.validation
+    return Observed(
+        examples=seen.examples,
+        train_examples=train_examples,
+        held_out=plan.held_out,
+        fraction=None if validation.uri else validation.fraction,
+        duplicates=seen.duplicates,
+        near_duplicates=seen.checks.near_duplicates(seen.wholes),
+        leaked=plan.leaked,
+        damaged=seen.checks.damaged,
+        damages=seen.checks.damages,
+        labels=seen.checks.labels,
+        system_prompts=len(seen.system_prompts),
+        one_prompt=plan.by_whole,
+        method=spec.method,
+        learning_rate=spec.hyperparameters.learning_rate or RATES[spec.method],
+        epochs=epochs_of(spec, train_examples=train_examples),
+    )

@@ -10,7 +10,7 @@ import pytest
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.spec import DatasetSource
 from finetune_trainer.data.files import data_files
-from finetune_trainer.data.parts import data_parts
+from finetune_trainer.data.parts import data_parts, revisions_of_parts
 from finetune_trainer.errors import TrainerError
 from tests.support.datasets import chats, lines, parquet
 from tests.support.hub import TOKEN, FakeHub, running
@@ -90,9 +90,10 @@ def test_a_given_validation_set_is_the_split_of_that_name(hub: FakeHub, tmp_path
     dataset = DatasetSource.model_validate({"uri": URI, "validation": {"uri": URI, "revision": hub.commit}})
     train, validation = data_parts(dataset, tmp_path / "fetched")
     assert [file.name for file in train.files] == list(FILES[2:4])
-    assert [file.name for file in validation.files] == [FILES[4]]
+    assert [file.name for file in validation.files] == [f"validation {FILES[4]}"]
+    assert revisions_of_parts([train, validation]) == hub.commit
     (hub.folder / FILES[4]).unlink()
-    assert [file.name for file in data_parts(dataset, tmp_path / "again")[1].files] == [FILES[5]]
+    assert [file.name for file in data_parts(dataset, tmp_path / "again")[1].files] == [f"validation {FILES[5]}"]
 
 
 def test_without_names_of_splits_all_is_for_training(hub: FakeHub, tmp_path: Path) -> None:

@@ -75,7 +75,10 @@ def test_other_formats_do_not_mix(tmp_path: Path) -> None:
     with pytest.raises(TrainerError) as caught:
         survey(data_parts(dataset, tmp_path))
     assert caught.value.code == ExitCode.DATASET_INVALID
-    assert "b line 1: is promptCompletion, but a line 1 of another source is messages: only" in caught.value.message
+    assert (
+        "sources[1] b line 1: is promptCompletion, but sources[0] a line 1 of another source is messages"
+        in caught.value.message
+    )
 
 
 def test_the_digest_covers_every_source_and_the_validation_set(tmp_path: Path) -> None:
@@ -115,8 +118,11 @@ def test_a_validation_set_that_leaves_nothing_to_train_on(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"validation": "empty"}, "dataset.validation.uri has no examples: its files are empty."),
-        ({"sources": [{"uri": "a"}, {"uri": "empty"}]}, "One of dataset.sources (empty) has no examples"),
+        ({"validation": "empty"}, "Of the data set validation empty has no examples: its files are empty."),
+        (
+            {"sources": [{"uri": "a"}, {"uri": "empty"}]},
+            "Of the data set sources[1] empty has no examples: its files are empty.",
+        ),
         ({"sources": [{"uri": "a"}, {"uri": "nothing"}]}, "Nothing lies at dataset.sources[1].uri file://"),
         ({"validation": "nothing"}, "Nothing lies at dataset.validation.uri file://"),
         ({"systemPrompt": "Be brief."}, "dataset.systemPrompt is for conversations, the data is promptCompletion"),
@@ -127,6 +133,11 @@ def test_what_is_wrong_with_a_source_names_its_field(tmp_path: Path, settings: d
     with pytest.raises(TrainerError) as caught:
         planned(source(tmp_path, {"a": pairs(5), "empty": []}, **settings), tmp_path)
     assert says in caught.value.message
+
+
+def test_weights_that_leave_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"With these weights of dataset\.sources no example is trained on"):
+        planned(source(tmp_path, {"a": pairs(3)}, sources=[{"uri": "a", "weight": 1e-6}]), tmp_path)
 
 
 def test_a_sample_is_fair_and_keeps_its_examples_when_it_grows(tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ class Resolved(Model):
 
     model_revision: str | None = None
     """Commit or content hash of the model's configuration and tokenizer files that was used."""
+    dataset_revision: str | None = None
+    """Commit of the data, where it lies on the hub."""
     dataset_sha256: str | None = None
     """sha256 over the data files."""
     learning_rate: float

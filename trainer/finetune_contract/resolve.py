@@ -132,6 +132,7 @@ def resolve(
     *,
     train_examples: int,
     model_revision: str | None = None,
+    dataset_revision: str | None = None,
     dataset_sha256: str | None = None,
 ) -> Resolved:
     """Return everything that train needs, now that the number of examples is known."""
@@ -146,6 +147,7 @@ def resolve(
         because["loss"] = f"the data's format is {'text' if choice.loss is LossOn.ALL else 'with answers'}"
     return Resolved(
         model_revision=model_revision,
+        dataset_revision=dataset_revision,
         dataset_sha256=dataset_sha256,
         learning_rate=_or(
             wanted.learning_rate, RATES[spec.method], because, "learningRate", f"usual for {spec.method}"

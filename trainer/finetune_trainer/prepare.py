@@ -37,7 +37,7 @@ from finetune_trainer.data.advice import warnings
 from finetune_trainer.data.held_out import HeldOut
 from finetune_trainer.data.lengths import Lengths, measure
 from finetune_trainer.data.observe import observe
-from finetune_trainer.data.parts import Part, data_parts, digest_of_parts
+from finetune_trainer.data.parts import Part, data_parts, digest_of_parts, revisions_of_parts
 from finetune_trainer.data.plan import Plan, choose_plan
 from finetune_trainer.data.second_pass import Tokenised, tokenise
 from finetune_trainer.data.shards import Cut, LocalShard, write_shards
@@ -105,6 +105,7 @@ def _prepare(config: RunConfig, env: Environment, *, store: Store, scratch: Path
             choice,
             train_examples=shards.train.rows,
             model_revision=model.revision,
+            dataset_revision=revisions_of_parts(data.parts),
             dataset_sha256=digest_of_parts(data.parts),
         )
     stored = _store(config, store, scratch)

@@ -128,13 +128,14 @@ def normalised(text: str) -> str:
 
 def prompt_digest(example: Example) -> int:
     """Return 64 bits of sha256 over the normalised prompt."""
-    return _digest(normalised(prompt_of(example)))
+    return text_digest(normalised(prompt_of(example)))
 
 
 def example_digest(example: Example) -> int:
     """Return 64 bits of sha256 over the whole example as it stands."""
-    return _digest(repr(example))
+    return text_digest(repr(example))
 
 
-def _digest(text: str) -> int:
+def text_digest(text: str) -> int:
+    """Return 64 bits of sha256."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -81,6 +81,8 @@ def _detected(value: dict[str, Any]) -> DatasetFormat | None:
 def _mapped(value: dict[str, Any], columns: Columns) -> dict[str, Any]:
     """Return the fields that dataset.columns takes from columns of other names."""
     found: dict[str, Any] = {}
+    if columns == _AS_NAMED:
+        return found
     for field, column in columns:
         if column is None or (column not in value and field in _OPTIONAL):
             continue

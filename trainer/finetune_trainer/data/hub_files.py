@@ -46,7 +46,7 @@ def hub_files(uri: str, folder: Path, *, revision: str | None, splits: Sequence[
             f"subsets: name one ({PREFIX}{organisation}/{name}/{folders[0]}) or a pattern.",
         )
     found.download(chosen, folder)
-    return [DataFile(folder / one, one, sha256_of(folder / one)) for one in chosen]
+    return [DataFile(folder / one, one, sha256_of(folder / one), found.commit) for one in chosen]
 
 
 def _chosen(names: Sequence[str], path: str, splits: Sequence[str]) -> list[str]:

@@ -26,27 +26,25 @@ class Part:
 
 def data_parts(dataset: DatasetSource, folder: Path) -> list[Part]:
     """Fetch all sources into a folder, the given validation set last. Raises DATASET_NOT_FOUND, and as storage does."""
-    return [
-        Part(
-            data_files(one.uri, folder / str(number), field=one.field, revision=one.revision, splits=one.splits),
-            one.reading,
-            one.weight,
-            one.is_validation,
-        )
-        for number, one in enumerate(_sources(dataset))
-    ]
+    parts = []
+    for number, one in enumerate(_sources(dataset)):
+        files = data_files(one.uri, folder / str(number), field=one.field, revision=one.revision, splits=one.splits)
+        if one.field != "uri":  # two sources may have files of the same name
+            place = one.field.removesuffix(".uri")
+            files = [replace(file, name=f"{place} {file.name}") for file in files]
+        parts.append(Part(files, one.reading, one.weight, one.is_validation))
+    return parts
 
 
 def digest_of_parts(parts: Sequence[Part]) -> str:
     """Return the sha256 over all files; that of the one file, where there is but one."""
-    several = len(parts) > 1
-    return data_digest(
-        [
-            DataFile(file.path, f"{number}/{file.name}" if several else file.name, file.sha256)
-            for number, part in enumerate(parts)
-            for file in part.files
-        ]
-    )
+    return data_digest([file for part in parts for file in part.files])
+
+
+def revisions_of_parts(parts: Sequence[Part]) -> str | None:
+    """Return the commits of the sources that the hub has, in their order; None if there is none."""
+    commits = dict.fromkeys(file.revision for part in parts for file in part.files if file.revision)
+    return ", ".join(commits) or None
 
 
 @dataclass(frozen=True, slots=True)

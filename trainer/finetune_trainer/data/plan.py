@@ -69,6 +69,10 @@ def choose_plan(seen: Survey, parts: Sequence[Part], *, fraction: float, max_sam
         held = used & (keys < split.limit)
     often = _copies(wholes, np.repeat([part.weight for part in parts], seen.sizes))
     uses = np.where(held, HELD_OUT, np.where(used, often, LEFT_OUT)).astype(np.int8)
+    if not (uses > 0).any():
+        raise TrainerError(
+            ExitCode.DATASET_TOO_SMALL, "With these weights of dataset.sources no example is trained on: raise them."
+        )
     return Plan(array("b", uses.tobytes()), seen.wholes if by_whole else seen.prompts, by_whole, leaked)
 
 

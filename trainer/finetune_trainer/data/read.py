@@ -37,6 +37,8 @@ class DataFile:
     name: str
     """As the user knows it."""
     sha256: str
+    revision: str | None = None
+    """The hub's commit that it is of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.data.examples import Conversation, Example
+from finetune_trainer.data.examples import Conversation, Example, texts_of
 from finetune_trainer.data.held_out import HeldOut
 from finetune_trainer.data.parts import Part
 from finetune_trainer.data.plan import HELD_OUT, LEFT_OUT, Plan
+from finetune_trainer.data.progress import told
 from finetune_trainer.data.shards import Spool
 from finetune_trainer.data.survey import examples
-from finetune_trainer.data.tokenize import IGNORED, Encoded, Encoder
+from finetune_trainer.data.tokenize import IGNORED, Encoded, Encoder, Page
 
 BATCH = 1000
+CHARACTERS = 2 << 20
+"""Of a batch; a token that is being counted takes a hundred bytes and more."""
 _SHOWN = 4000
 
 Numbered = tuple[int, str, Example]
@@ -51,8 +54,7 @@ def tokenise(
     train, validation = Spool(folder / "train.spool"), Spool(folder / "validation.spool")
     lengths, first, special, left_out = array("L"), "", 0, Counter[str]()
     names = tuple(tokenizer.all_special_tokens)
-    for batch in _batches(parts, plan):
-        encoded = encoder.encode([(where, example) for _, where, example in batch])
+    for batch, encoded in _encoded(_batches(parts, plan), encoder):
         sides: tuple[list[Encoded], list[Encoded]] = ([], [])
         for (number, _, example), one in zip(batch, encoded, strict=True):
             lengths.append(len(one.input_ids))
@@ -90,11 +92,33 @@ def _piece(tokenizer: Any, run: list[int], *, trained: bool) -> str:
     return f"⟦{text}⟧" if trained else text
 
 
+def _encoded(batches: Iterable[list[Numbered]], encoder: Encoder) -> Iterator[tuple[list[Numbered], list[Encoded]]]:
+    """Encode batch after batch: while native code tokenises one on all cores, the next is read and rendered here."""
+    with ThreadPoolExecutor(1, thread_name_prefix="tokens") as native:
+        waiting: deque[tuple[list[Numbered], list[Page], Future[list[Any]]]] = deque()
+        for batch in batches:
+            pages = encoder.render([(where, example) for _, where, example in batch])
+            waiting.append((batch, pages, native.submit(encoder.tokens, pages)))
+            if len(waiting) > 1:
+                done, before, future = waiting.popleft()
+                yield done, encoder.label(before, future.result())
+        for done, before, future in waiting:
+            yield done, encoder.label(before, future.result())
+
+
 def _batches(parts: Sequence[Part], plan: Plan) -> Iterator[list[Numbered]]:
-    numbered = (
-        (number, where, one) for number, (where, one) in enumerate(examples(parts)) if plan.uses[number] != LEFT_OUT
-    )
-    while batch := list(islice(numbered, BATCH)):
+    """Yield the used examples, so many at a time that their tokens take bounded memory."""
+    batch: list[Numbered] = []
+    size = 0
+    for number, (where, example) in enumerate(told(examples(parts), "tokens")):
+        if plan.uses[number] == LEFT_OUT:
+            continue
+        batch.append((number, where, example))
+        size += sum(map(len, texts_of(example)))
+        if len(batch) == BATCH or size > CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.spec import DatasetFormat
 from finetune_trainer.data.checks import Checks
-from finetune_trainer.data.examples import Conversation, Example, example_digest, prompt_digest
+from finetune_trainer.data.examples import Conversation, Example, example_digest, prompt_digest, text_digest
 from finetune_trainer.data.formats import CHAT, parse
 from finetune_trainer.data.parts import Part
 from finetune_trainer.data.problems import BadExampleError, Problems
+from finetune_trainer.data.progress import told
 from finetune_trainer.data.read import Record, records
 from finetune_trainer.errors import TrainerError
 
@@ -32,8 +33,8 @@ class Survey:
     """Digest of each example."""
     sizes: list[int] = field(default_factory=list)
     """Examples of each part, in the order of the parts."""
-    system_prompts: set[str | None] = field(default_factory=set)
-    """Different system prompts; None stands for conversations without."""
+    system_prompts: set[int | None] = field(default_factory=set)
+    """Digests of different system prompts; None stands for conversations without."""
     checks: Checks = field(default_factory=Checks)
     """Counts about the texts."""
 
@@ -53,7 +54,7 @@ class Survey:
         self.wholes.append(example_digest(example))
         self.checks.add(example)
         if isinstance(example, Conversation) and len(self.system_prompts) < _SYSTEM_PROMPTS_KEPT:
-            self.system_prompts.add(example.system)
+            self.system_prompts.add(None if example.system is None else text_digest(example.system))
 
 
 def survey(parts: Sequence[Part]) -> Survey:
@@ -63,7 +64,7 @@ def survey(parts: Sequence[Part]) -> Survey:
     sizes: list[int] = []
     for part in parts:
         before = found.examples if found else 0
-        for record in records(part.files, problems):
+        for record in told(records(part.files, problems), "data"):
             try:
                 shape, example = parse(record.value, part.reading)
                 formats.check(shape, record, part_number=len(sizes))
@@ -113,10 +114,8 @@ class _Formats:
 
 
 def _empty(parts: Sequence[Part], sizes: Sequence[int]) -> str:
-    if len(parts) == 1:
-        return "The data set has no examples: its files are empty."
     empty = next(part for part, size in zip(parts, sizes, strict=True) if not size)
-    which = "dataset.validation.uri" if empty.is_validation else f"One of dataset.sources ({empty.files[0].name})"
+    which = f"Of the data set {empty.files[0].name}" if len(parts) > 1 else "The data set"
     return f"{which} has no examples: its files are empty."
 
 

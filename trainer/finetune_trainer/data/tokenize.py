@@ -16,7 +16,7 @@ from finetune_contract.spec import DatasetFormat, LossOn
 from finetune_trainer.data.examples import Conversation, Example, PromptCompletion
 from finetune_trainer.data.formats import CHAT
 from finetune_trainer.data.problems import BadExampleError, Problems
-from finetune_trainer.data.template import ChatTemplate, Rendered, Span
+from finetune_trainer.data.template import ChatTemplate, Span
 from finetune_trainer.errors import TrainerError
 
 IGNORED = -100
@@ -30,6 +30,17 @@ class Encoded:
     labels: list[int]
     left_out: tuple[str, ...] = ()
     """What the chat template left out of it: "system", "tools"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One example as text."""
+
+    text: str
+    example: Example
+    spans: tuple[Span, ...] = ()
+    """Where the assistant speaks, in a conversation."""
+    left_out: tuple[str, ...] = ()
 
 
 class Encoder:
@@ -50,31 +61,43 @@ class Encoder:
 
     def encode(self, batch: Sequence[tuple[str, Example]]) -> list[Encoded]:
         """Encode examples, each given with its file and line. Raises DATASET_INVALID if the template refuses some."""
-        if self._template:
-            return self._conversations(batch, self._template)
-        return self._plain([example for _, example in batch])
+        pages = self.render(batch)
+        return self.label(pages, self.tokens(pages))
 
-    def _conversations(self, batch: Sequence[tuple[str, Example]], template: ChatTemplate) -> list[Encoded]:
-        problems, rendered, left_out = Problems(), [], []
+    def render(self, batch: Sequence[tuple[str, Example]]) -> list[Page]:
+        """Write examples as text, conversations by the template."""
+        if self._template is None:
+            return [Page(_joined(example), example) for _, example in batch]
+        problems, pages = Problems(), []
         for where, example in batch:
             assert isinstance(example, Conversation)  # noqa: S101 - the survey has seen to it
             try:
-                rendered.append(one := template.spans(example))
-                left_out.append(_left_out(example, one.text))
+                rendered = self._template.spans(example)
+                pages.append(Page(rendered.text, example, rendered.spans, _left_out(example, rendered.text)))
             except BadExampleError as bad:
                 problems.add(where, str(bad))
         problems.raise_if_any()
-        # The template writes the special tokens itself: a second BOS would be wrong.
-        encodings = self._backend.encode_batch([one.text for one in rendered], add_special_tokens=False)
-        every = zip(encodings, rendered, left_out, strict=True)
-        return [self._labelled(encoding, one, missing) for encoding, one, missing in every]
+        return pages
 
-    def _labelled(self, encoding: Any, rendered: Rendered, left_out: tuple[str, ...]) -> Encoded:
+    def tokens(self, pages: Sequence[Page]) -> list[Any]:
+        """Tokenise texts, in native code on all cores and without Python's lock."""
+        # The template writes the special tokens itself: a second BOS would be wrong.
+        encodings: list[Any] = self._backend.encode_batch(
+            [page.text for page in pages], add_special_tokens=self._template is None
+        )
+        return encodings
+
+    def label(self, pages: Sequence[Page], encodings: Sequence[Any]) -> list[Encoded]:
+        """Say of each token whether it is trained on."""
+        one = self._labelled if self._template else self._continued
+        return [one(encoding, page) for encoding, page in zip(encodings, pages, strict=True)]
+
+    def _labelled(self, encoding: Any, page: Page) -> Encoded:
         ids: list[int] = encoding.ids
         if self._loss is LossOn.ALL:
-            return Encoded(ids, list(ids), left_out)
+            return Encoded(ids, list(ids), page.left_out)
         labels = [IGNORED] * len(ids)
-        for span in rendered.spans[-1:] if self._loss is LossOn.COMPLETION else rendered.spans:
+        for span in page.spans[-1:] if self._loss is LossOn.COMPLETION else page.spans:
             first, last = _tokens_of(encoding, span)
             if ids[last] != self._ids(span.stop):
                 raise TrainerError(
@@ -83,22 +106,17 @@ class Encoder:
                     "learn to stop: the token must be an added token of tokenizer.json.",
                 )
             labels[first : last + 1] = ids[first : last + 1]
-        return Encoded(ids, labels, left_out)
+        return Encoded(ids, labels, page.left_out)
 
-    def _plain(self, batch: Sequence[Example]) -> list[Encoded]:
+    def _continued(self, encoding: Any, page: Page) -> Encoded:
         """Text and prompt with completion, as TRL does it: joined, BOS as the tokenizer adds it, EOS at the end."""
-        texts = [_joined(example) for example in batch]
-        encodings = self._backend.encode_batch(texts, add_special_tokens=True)
-        return [self._continued(encoding, example) for encoding, example in zip(encodings, batch, strict=True)]
-
-    def _continued(self, encoding: Any, example: Example) -> Encoded:
+        example = page.example
         ids: list[int] = encoding.ids
         if ids[-1:] != self.stop_ids:
             ids = [*ids, *self.stop_ids]
         labels = list(ids)
         if isinstance(example, PromptCompletion) and self._loss is not LossOn.ALL:
-            whole = _joined(example)
-            first, _ = _tokens_of(encoding, Span(len(example.prompt), len(whole)))
+            first, _ = _tokens_of(encoding, Span(len(example.prompt), len(page.text)))
             labels[:first] = [IGNORED] * first
         return Encoded(ids, labels)
 

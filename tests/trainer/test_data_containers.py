@@ -71,6 +71,8 @@ def test_an_array_is_read_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pyt
     for size in (1, 2, 3, 7, 64):
         monkeypatch.setattr(json_files, "PIECE", size)
         assert read(tmp_path, "data.json", array(values)) == values
+        with pytest.raises(TrainerError, match=r"^data\.json item 2: is JSON but not an object: write {…}$"):
+            read(tmp_path, "data.json", b'[{"a": 1}, 12345, {"a": 2}]')
     assert read(tmp_path, "data.json", b" [ ] \n") == []
 
 

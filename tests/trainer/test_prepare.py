@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,25 @@ def test_a_second_attempt_does_not_prepare_again(place: str, model: Path, tmp_pa
     changed = config.model_copy(update={"config_hash": "another"})
     with pytest.raises(TrainerError, match=r"Nothing lies at dataset\.uri"):
         run_prepare(changed, machine(tmp_path))
+
+
+def test_as_a_process_it_loads_no_torch(place: str, model: Path, tmp_path: Path) -> None:
+    write_lines(tmp_path / "data.jsonl", chats(20))
+    (tmp_path / "config.json").write_text(run_config(place, model=f"file://{model}").to_json())
+    code = (
+        "import sys; from finetune_trainer.__main__ import main; code = main(['prepare', '--config', sys.argv[1]]);"
+        "print([name for name in sys.modules if name.startswith('torch') and sys.modules[name]]); sys.exit(code)"
+    )
+    environment = {"FINETUNE_WORK": str(tmp_path / "work"), "FINETUNE_TERMINATION_LOG": str(tmp_path / "message")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "config.json")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (ExitCode.SUCCESS, "[]"), done.stderr
+    assert "PyTorch" not in done.stderr
 
 
 def test_equal_inputs_give_equal_bytes(place: str, model: Path, tmp_path: Path) -> None:

@@ -326,6 +326,22 @@ def test_arguments_are_given_as_text_to_a_template_that_wants_text() -> None:
     assert trained(tokenizer, encode(tokenizer, WITH_TOOLS))[0] == 'weather({"city": "Oslo"})</s>'
 
 
+def test_what_can_be_asked_again_is_given_as_the_template_takes_it() -> None:
+    asked = Conversation(WITH_TOOLS.turns[:4], TOOLS)
+
+    def question(tokenizer: Any) -> Any:
+        return Encoder(tokenizer, shape=DatasetFormat.MESSAGES, loss=LossOn.ASSISTANT).question(asked)
+
+    qwen, deepseek = by_trl("qwen2_5", QWEN), by_trl("deepseekv3", ("<s>", "<｜end▁of▁sentence｜>"))
+    arguments = [one[1]["tool_calls"][0]["function"]["arguments"] for one in (question(qwen), question(deepseek))]
+    assert arguments == [{"city": "Oslo"}, '{"city": "Oslo"}']
+    refuses = (
+        "{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% if m.role == 'tool' %}"
+        "{{ raise_exception('no tools') }}{% endif %}{% endfor %}"
+    )
+    assert question(tokenizer_of(Family(refuses, ("<s>", "</s>")))) is None
+
+
 def test_what_a_template_drops_is_told() -> None:
     mistral = tokenizer_of(FAMILIES["mistral"])
     assert encode(mistral, WITH_SYSTEM).left_out == ("system",)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 from pathlib import Path
+from typing import Any
 
 from finetune_trainer.data.examples import Conversation, Example, PromptCompletion
 
@@ -20,9 +21,13 @@ class HeldOut:
         self._heap: list[tuple[int, int, str]] = []  # keys negated: the largest is on top
         self._seen = 0
 
-    def add(self, example: Example, *, key: int) -> None:
-        """Offer one held-out example; plain text has no answer, a call of a tool is none: both are passed over."""
-        record = _record(example)
+    def add(self, example: Example, *, key: int, question: list[dict[str, Any]] | None = None) -> None:
+        """Offer one held-out example, a conversation with the turns that ask for its answer.
+
+        Plain text has no answer, a call of a tool is none, and some conversations cannot be asked again: they are
+        passed over.
+        """
+        record = _record(example, question)
         if record is None:
             return
         self._seen += 1
@@ -38,10 +43,10 @@ class HeldOut:
         path.write_text("".join(lines), encoding="utf-8")
 
 
-def _record(example: Example) -> dict[str, object] | None:
+def _record(example: Example, question: list[dict[str, Any]] | None) -> dict[str, object] | None:
     match example:
-        case Conversation(turns, tools) if not turns[-1].calls:
-            asked = {"messages": [turn.message() for turn in turns[:-1]], "answer": turns[-1].content}
+        case Conversation(turns, tools) if question and not turns[-1].calls:
+            asked = {"messages": question, "answer": turns[-1].content}
             return {**asked, **({"tools": json.loads(tools)} if tools else {})}
         case PromptCompletion(prompt, completion):
             return {"prompt": prompt, "answer": completion}

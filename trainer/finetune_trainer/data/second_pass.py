@@ -62,7 +62,7 @@ def tokenise(
             left_out.update(one.left_out)
             if (use := plan.uses[number]) == HELD_OUT:
                 sides[1].append(one)
-                held_out.add(example, key=plan.keys[number])
+                held_out.add(example, key=plan.keys[number], question=encoder.question(example))
             else:
                 sides[0].extend([one] * use)
         if not first and sides[0]:

@@ -22,6 +22,7 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_trainer.data.examples import Conversation, Turn
 from finetune_trainer.data.problems import BadExampleError
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.logs import log
 
 _MARK = re.compile(r"Qz(\d{4})zQ")
 
@@ -95,6 +96,21 @@ class ChatTemplate:
             return self._rendered(turns, tools, ask=ask, as_text=True)
         except Exception as error:
             raise refused(error) from error
+
+    def question(self, conversation: Conversation) -> list[dict[str, Any]] | None:
+        """Return the turns that ask for the last answer, as generation can give them to the template; None if it
+        refuses them: it is asked without tools there.
+        """
+        turns = conversation.turns[:-1]
+        for as_text in (False, True):
+            try:
+                self._rendered(turns, "", ask=True, as_text=as_text)
+            except Exception:
+                # Whatever a template raises is how it refuses.
+                log.debug("a held-out conversation cannot be asked again", exc_info=True)
+            else:
+                return [turn.message(as_text=as_text) for turn in turns]
+        return None
 
     def _rendered(self, turns: Sequence[Turn], tools: str, *, ask: bool, as_text: bool) -> str:
         text: str = self._tokenizer.apply_chat_template(

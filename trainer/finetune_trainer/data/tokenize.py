@@ -64,6 +64,12 @@ class Encoder:
         pages = self.render(batch)
         return self.label(pages, self.tokens(pages))
 
+    def question(self, example: Example) -> list[dict[str, Any]] | None:
+        """Return the turns that ask for a conversation's last answer; None if they cannot be asked again."""
+        if self._template is None or not isinstance(example, Conversation):
+            return None
+        return self._template.question(example)
+
     def render(self, batch: Sequence[tuple[str, Example]]) -> list[Page]:
         """Write examples as text, conversations by the template."""
         if self._template is None:

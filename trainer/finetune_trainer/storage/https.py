@@ -101,6 +101,7 @@ def _go_on(transfer: _Transfer) -> None:
             _check_status(transfer, response)
             _receive(transfer, response)
         finally:
+            response.close()  # which holds the socket, where the server closes it
             connection.close()
     except ssl.SSLCertVerificationError as error:
         why = f"its certificate is not trusted: {error.verify_message}"
@@ -123,6 +124,7 @@ def _ask(transfer: _Transfer) -> tuple[http.client.HTTPSConnection, http.client.
         response = connection.getresponse()
         if response.status not in _REDIRECTED:
             return connection, response
+        response.close()
         connection.close()
         url = urljoin(url, response.headers.get("Location", ""))
     raise _failure(ExitCode.STORAGE_UNAVAILABLE, transfer.uri, f"it redirects more than {REDIRECTS} times")

@@ -23,7 +23,6 @@ FLOAT = 4
 TILE_TOKENS, TILE_VOCAB = 4096, 32768
 """Tokens and words of which logits exist at one time (trl.kernels.chunked_logprob)."""
 EXPERTS_A_TOKEN = 2
-_ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj"})
 # Tensors as wide as the MLP that the backward pass of one has at one time, in bytes a value: measured.
 _BUFFER = {Method.LORA: 10, Method.QLORA: 6, Method.FULL: 6}
 
@@ -84,9 +83,10 @@ def _norms(shape: ModelShape, *, trained: bool) -> int:
 def _inputs(shape: ModelShape, method: Method, *, size: int, targets: Iterable[str]) -> int:
     """Return the inputs that linear layers keep, beside the result of attention, which attention keeps itself."""
     fed = {name: inputs for name, (inputs, _) in _fed(shape, method, targets).items()}
-    down, out = fed.pop("down_proj", 0), fed.pop("o_proj", 0)
+    layout = shape.layout
+    down, out = fed.pop(layout.mlp[-1], 0), fed.pop(f"{layout.attention}.{layout.out}", 0)
     if method is Method.QLORA or size == FLOAT:  # neighbours share one tensor
-        return size * (shape.hidden * len({name in _ATTENTION for name in fed}) + down)
+        return size * (shape.hidden * len({name.startswith(layout.attention) for name in fed}) + down)
     return size * (sum(fed.values()) + down + (out if method is Method.LORA else 0))
 
 

@@ -1,13 +1,16 @@
 """A model's shape, read from its config.json: what the memory estimate needs to know, and the number of parameters.
 
-Families name the same things differently; what is not found gets the value that most decoders have. Experts count as
-stored; what is tuned of a mixture of experts is its attention, since its experts are no linear layers of their own.
+Families name the same things differently; what is not found gets the value that most decoders have. Experts are stored
+as three-dimensional tensors, no linear layers of their own: all-linear tunes a mixture's attention (and its shared
+expert, where there is one), and QLoRA quantises no more than that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+from finetune_contract.families import Family, family_of
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
@@ -20,23 +23,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "positions": ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
     "expert_size": ("moe_intermediate_size",),
+    "shared_expert_size": ("shared_expert_intermediate_size",),
 }
-_PLAIN_MLP = frozenset(
-    {"gpt2", "gpt_neox", "gpt_neo", "gpt_bigcode", "gptj", "opt", "phi", "falcon", "bloom", "starcoder2", "codegen"}
-)
-"""Two matrices with an activation between, and biases; the others have a gate."""
-_LEARNED_POSITIONS = frozenset({"gpt2", "gpt_neo", "gpt_bigcode", "opt"})
-_TIED_BY_DEFAULT = frozenset(
-    {"gpt2", "gpt_neo", "gpt_bigcode", "opt", "bloom", "falcon", "gemma", "gemma2", "gemma3", "gemma3_text"}
-)
-_FUSED = frozenset({"gpt2", "gpt_neox", "gpt_bigcode", "falcon", "bloom", "phi3"})
-"""Query, key and value in one matrix."""
-_FOUR_NORMS = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
-_NORMED_HEADS = frozenset({"qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2", "olmo3", "olmoe"})
-"""Queries and keys pass a norm of their own."""
-_SLIDING_SHARE = {"gemma2": 1 / 2, "gemma3": 5 / 6, "gemma3_text": 5 / 6, "olmo3": 3 / 4}
-"""Layers with a sliding window, where config.json does not list them."""
-_BIASED_QKV = frozenset({"qwen2", "qwen2_moe"})
 
 
 class UnknownShapeError(ValueError):
@@ -61,10 +49,14 @@ class ModelShape:
     """Whether the output head is the embedding."""
     experts: int = 0
     expert_size: int = 0
+    shared_expert_size: int = 0
     window: int | None = None
     """Tokens that a layer with a sliding window looks back to."""
     sliding_share: float = 0.0
     """Share of the layers that have one."""
+    attention_bias: bool = False
+    """Biases in all attention layers, where config.json asks for them."""
+    mlp_bias: bool = False
 
     @classmethod
     def from_config_json(cls, config: dict[str, Any]) -> ModelShape:
@@ -86,11 +78,14 @@ class ModelShape:
             intermediate=intermediate,
             vocab=_needed(found, "vocab"),
             positions=_found(found, "positions"),
-            tied=bool(found.get("tie_word_embeddings", family in _TIED_BY_DEFAULT)),
+            tied=bool(found.get("tie_word_embeddings", family_of(family).tied)),
             experts=experts,
             expert_size=(_found(found, "expert_size") or intermediate) if experts else 0,
+            shared_expert_size=_found(found, "shared_expert_size") or 0,
             window=_window(found),
             sliding_share=_sliding_share(found, family),
+            attention_bias=found.get("attention_bias") is True,
+            mlp_bias=found.get("mlp_bias") is True,
         )
 
     @property
@@ -106,56 +101,80 @@ class ModelShape:
     @property
     def gated(self) -> bool:
         """Whether the MLP has a gate."""
-        return self.family not in _PLAIN_MLP
+        return self.layout.gated
 
     @property
     def norms(self) -> int:
         """Norms of one layer as wide as its input."""
-        return 4 if self.family in _FOUR_NORMS else 2
+        return self.layout.norms
 
     @property
     def normed_heads(self) -> bool:
         """Whether queries and keys pass a norm of their own."""
-        return self.family in _NORMED_HEADS
+        return self.layout.qk_norm is not None
+
+    @property
+    def layout(self) -> Family:
+        """How the family lays out a layer."""
+        return family_of(self.family)
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Return the linear layers of one decoder layer that an adapter can sit on: name, inputs, outputs."""
-        attention = self._attention()
-        if self.experts:
-            return attention
-        wide, narrow = self.intermediate, self.hidden
-        if not self.gated:
-            return attention | {"up_proj": (narrow, wide), "down_proj": (wide, narrow)}
-        if self.family == "phi3":
-            return attention | {"gate_up_proj": (narrow, 2 * wide), "down_proj": (wide, narrow)}
-        return attention | {"gate_proj": (narrow, wide), "up_proj": (narrow, wide), "down_proj": (wide, narrow)}
+        """Return the linear layers of one decoder layer: the name below the layer, inputs, outputs."""
+        return self._attention() | (self._shared_expert() if self.experts else self._mlp())
 
     def linear_parameters(self) -> int:
-        """Return the weights of all linear layers in the decoder, which QLoRA quantises; experts included."""
-        dense = sum(inputs * outputs for inputs, outputs in self.linears().values())
-        experts = self.experts * 3 * self.hidden * self.expert_size + self.experts * self.hidden
-        return self.layers * (dense + experts)
+        """Return the weights of the decoder's linear layers, which QLoRA quantises."""
+        gate = self.hidden if self.shared_expert_size else 0
+        return self.layers * (sum(inputs * outputs for inputs, outputs in self.linears().values()) + gate)
 
     def parameters(self) -> int:
         """Return the number of parameters, embeddings included."""
-        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
-        if self.family in _LEARNED_POSITIONS:
-            embeddings += (self.positions or 0) * self.hidden
-        return embeddings + self.linear_parameters() + self.layers * self._small() + self.hidden
+        layout = self.layout
+        embeddings = self.vocab * self.hidden * (1 if self.tied else 2) + (self.vocab if layout.head_bias else 0)
+        if layout.learned_positions:
+            embeddings += ((self.positions or 0) + layout.extra_positions) * self.hidden
+        experts = self.experts * (3 * self.hidden * self.expert_size + self.hidden)
+        final_norm = layout.norm_parts * self.hidden
+        return embeddings + self.linear_parameters() + self.layers * (experts + self._small()) + final_norm
 
     def _attention(self) -> dict[str, tuple[int, int]]:
-        out = {"o_proj": (self.query, self.hidden)}
-        if self.family in _FUSED:
-            return {"qkv_proj": (self.hidden, self.query + 2 * self.key_value)} | out
-        keys = dict.fromkeys(("k_proj", "v_proj"), (self.hidden, self.key_value))
-        return {"q_proj": (self.hidden, self.query)} | keys | out
+        layout, width = self.layout, self.query + 2 * self.key_value
+        apart = {"q_proj": self.query, "k_proj": self.key_value, "v_proj": self.key_value}
+        inwards = {layout.fused: width} if layout.fused else apart
+        found = {f"{layout.attention}.{name}": (self.hidden, size) for name, size in inwards.items()}
+        return found | {f"{layout.attention}.{layout.out}": (self.query, self.hidden)}
+
+    def _mlp(self) -> dict[str, tuple[int, int]]:
+        *inwards, down = self.layout.mlp
+        # A gate in the same matrix as `up` makes that twice as wide.
+        width = 2 * self.intermediate if self.layout.gated and len(inwards) == 1 else self.intermediate
+        return dict.fromkeys(inwards, (self.hidden, width)) | {down: (self.intermediate, self.hidden)}
+
+    def _shared_expert(self) -> dict[str, tuple[int, int]]:
+        if not self.shared_expert_size:
+            return {}
+        wide, narrow = self.shared_expert_size, self.hidden
+        inwards = dict.fromkeys(("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"), (narrow, wide))
+        return inwards | {"mlp.shared_expert.down_proj": (wide, narrow)}
 
     def _small(self) -> int:
         """Return norms and biases of one layer."""
-        qkv = self.query + 2 * self.key_value
-        if not self.gated:
-            return 4 * self.hidden + qkv + 2 * self.hidden + self.intermediate
-        return 2 * self.hidden + (qkv if self.family in _BIASED_QKV else 0)
+        layout = self.layout
+        norms = layout.norms * layout.norm_parts * self.hidden
+        match layout.qk_norm:
+            case "head":
+                norms += 2 * self.head_dim
+            case "width":
+                norms += self.query + self.key_value
+        return norms + self._biases()
+
+    def _biases(self) -> int:
+        layout = self.layout
+        found = self.query + 2 * self.key_value if layout.qkv_bias or self.attention_bias else 0
+        found += self.hidden if layout.out_bias or self.attention_bias else 0
+        if layout.mlp_bias or self.mlp_bias:
+            found += sum(outputs for _, outputs in self._mlp().values())
+        return found
 
 
 def _found(config: dict[str, Any], what: str) -> int | None:
@@ -184,4 +203,4 @@ def _sliding_share(config: dict[str, Any], family: str) -> float:
     listed = config.get("layer_types")
     if isinstance(listed, list) and listed:
         return listed.count("sliding_attention") / len(listed)
-    return _SLIDING_SHARE.get(family, 1.0)
+    return family_of(family).sliding_share

@@ -51,17 +51,13 @@ class Case:
         )
 
 
-def tiny_model(folder: Path, *, hidden_size: int = 32, intermediate_size: int = 64) -> Path:
+def tiny_model(
+    folder: Path, *, hidden_size: int = 32, intermediate_size: int = 64, tie_word_embeddings: bool = False
+) -> Path:
     """Write a random Llama of two layers and 127 words: a step takes milliseconds."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", chat_template=CHAT_TEMPLATE
-    )
     shape = LlamaConfig(
         vocab_size=len(WORDS),
         hidden_size=hidden_size,
@@ -73,11 +69,24 @@ def tiny_model(folder: Path, *, hidden_size: int = 32, intermediate_size: int = 
         bos_token_id=None,
         eos_token_id=EOS,
         pad_token_id=PAD,
+        tie_word_embeddings=tie_word_embeddings,
     )
     torch.manual_seed(0)
     LlamaForCausalLM(shape).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(folder)
     return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of 127 words, with a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", chat_template=CHAT_TEMPLATE
+    ).save_pretrained(folder)
 
 
 def make_environment(folder: Path, *, work: Path | None = None) -> Environment:

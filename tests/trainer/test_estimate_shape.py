@@ -1,66 +1,49 @@
-"""The estimate knows real models: parameter counts within one percent, and saved activations as torch counts them."""
+"""The estimate knows real models: parameter counts to the last one, and saved activations as torch counts them."""
 
 from __future__ import annotations
 
-import json
+import re
 from typing import Any
 
 import pytest
+import torch
 
 from finetune_contract.estimate import GIB, Tuning, adapter_parameters, estimate
 from finetune_contract.shape import ModelShape, UnknownShapeError
-from finetune_contract.spec import Lora, Method, Precision, Quantization
+from finetune_contract.spec import Lora, Method, Optimizer, Precision, Quantization
+from finetune_trainer.adapters import attach, targets_of
+from finetune_trainer.vocabulary import grow_embeddings
+from tests.support.families import COUNTED, FAMILIES, make_model, shape_of
+from tests.support.prepared import WORDS as VOCABULARY
 
-SMALL = {
+WORDS = len(VOCABULARY)
+WIDE = {
     "vocab_size": 1000,
     "hidden_size": 128,
     "intermediate_size": 352,
     "num_hidden_layers": 3,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
 }
-GPT2 = {"vocab_size": 1000, "n_embd": 128, "n_layer": 3, "n_head": 8, "n_positions": 512}
-EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
 
 # PEFT asks transformers by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-def make(family: str, settings: dict[str, Any]) -> Any:
-    """Return a random model of a family."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings, **special))
-
-
-def shape_of(model: Any) -> ModelShape:
-    """Return the shape as prepare sees it: from the JSON that transformers writes."""
-    return ModelShape.from_config_json(json.loads(model.config.to_json_string()))
+@pytest.mark.parametrize("name", COUNTED)
+def test_parameters_are_counted_to_the_last_one(name: str) -> None:
+    with torch.device("meta"):
+        model = make_model(*COUNTED[name])
+    assert shape_of(model).parameters() == model.num_parameters()
 
 
-@pytest.mark.parametrize(
-    ("family", "settings"),
-    [
-        ("llama", SMALL),
-        ("llama", {**SMALL, "tie_word_embeddings": True, "head_dim": 32}),
-        ("mistral", SMALL),
-        ("qwen2", SMALL),
-        ("qwen3", {**SMALL, "head_dim": 32}),
-        ("gemma", {**SMALL, "head_dim": 16}),
-        ("gemma2", {**SMALL, "head_dim": 16}),
-        ("phi3", SMALL),
-        ("gpt2", GPT2),
-        ("gpt_neox", {**SMALL, "num_key_value_heads": None}),
-        ("mixtral", {**SMALL, **EXPERTS}),
-        ("qwen3_moe", {**SMALL, **EXPERTS, "head_dim": 16, "moe_intermediate_size": 64}),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_parameters_are_counted_within_one_percent(family: str, settings: dict[str, Any]) -> None:
-    model = make(family, {name: value for name, value in settings.items() if value is not None})
-    assert shape_of(model).parameters() == pytest.approx(model.num_parameters(), rel=0.01)
+@pytest.mark.parametrize("name", COUNTED)
+def test_all_linear_is_what_adapters_are_put_on(name: str) -> None:
+    with torch.device("meta"):
+        model = make_model(*COUNTED[name])
+    shape = shape_of(model)
+    targets = targets_of(model, Lora(rank=1), quantised=False)
+    assert {re.split(r"\.\d+\.", layer)[-1] for layer in targets} == shape.linears().keys()
 
 
 @pytest.mark.parametrize(
@@ -95,16 +78,33 @@ def test_published_sizes_are_met(config: dict[str, Any], billions: float) -> Non
 
 
 @pytest.mark.parametrize(
-    ("targets", "rank"), [(("all-linear",), 16), (("q_proj", "v_proj"), 8), (("o_proj", "down_proj"), 4)]
+    ("family", "lora", "new_tokens"),
+    [
+        ("llama", {}, 0),
+        ("llama", {"targetModules": ["q_proj", "v_proj"], "rank": 8}, 0),
+        ("llama", {"targetModules": ["o_proj", "mlp.down_proj"], "rank": 4}, 0),
+        ("llama", {"excludeModules": ["down_proj"], "dora": True}, 0),
+        ("llama", {"modulesToSave": ["embed_tokens"]}, 0),
+        ("llama", {}, 3),
+        ("qwen3", {"modulesToSave": ["lm_head", "embed_tokens"]}, 0),
+        ("qwen3", {"modulesToSave": ["lm_head"]}, 2),
+        ("qwen3", {"rank": 2, "modulesToSave": ["down_proj"]}, 2),
+        ("gpt2", {"targetModules": ["c_proj"], "rank": 3}, 0),
+        ("gpt2", {"excludeModules": ["mlp.c_proj"], "dora": True}, 2),
+        ("phi3", {"dora": True}, 0),
+        ("mixtral", {}, 0),
+    ],
+    ids=str,
 )
-def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...], rank: int) -> None:
-    from peft import LoraConfig, get_peft_model
+def test_adapters_are_counted_as_peft_makes_them(family: str, lora: dict[str, Any], new_tokens: int) -> None:
+    wanted, model = Lora.model_validate(lora), make_model(family, FAMILIES[family])
+    shape, ids = shape_of(model), list(range(WORDS, WORDS + new_tokens))
+    grow_embeddings(model, ids)
 
-    model = make("llama", SMALL)
-    expected = adapter_parameters(shape_of(model), rank=rank, targets=targets)
-    wanted = targets[0] if targets == ("all-linear",) else list(targets)
-    tuned = get_peft_model(model, LoraConfig(r=rank, target_modules=wanted, task_type="CAUSAL_LM"))
-    assert expected == sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+    tuned = attach(model, wanted, alpha=1, seed=0, new_tokens=ids)
+
+    trained = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+    assert adapter_parameters(shape, wanted, new_tokens=new_tokens) == trained
 
 
 def tuning(method: Method = Method.LORA, **changes: Any) -> Tuning:
@@ -122,8 +122,6 @@ def tuning(method: Method = Method.LORA, **changes: Any) -> Tuning:
 
 def saved_bytes(model: Any, tokens: int) -> int:
     """Return what torch keeps of one forward pass for the backward pass, weights left out."""
-    import torch
-
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
@@ -140,16 +138,37 @@ def saved_bytes(model: Any, tokens: int) -> int:
 
 
 def test_activations_are_what_torch_saves() -> None:
-    import torch
     from peft import LoraConfig, get_peft_model
 
-    model = make("llama", {**SMALL, "attn_implementation": "sdpa"})
+    model = make_model("llama", WIDE, attn_implementation="sdpa")
     shape = shape_of(model)
     tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     torch.manual_seed(0)
     found = saved_bytes(tuned, 256)
     wanted = estimate(shape, tuning(precision=Precision.FLOAT32, sequence_length=256)).breakdown["activations"]
     assert wanted == pytest.approx(found, rel=0.1)
+
+
+def test_adapters_are_counted_at_least_where_names_are_not_known() -> None:
+    known = adapter_parameters(LLAMA_8B, Lora(target_modules=("down_proj",)))
+    assert adapter_parameters(LLAMA_8B, Lora(target_modules=("w2",))) >= known
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "bytes_each"),
+    [("adamw", 8), ("adamw8bit", 2.03), ("lion8bit", 1.016), ("adafactor", 0.25), ("pagedAdamw32bit", 0)],
+)
+def test_the_optimizers_state_is_counted(optimizer: str, bytes_each: float) -> None:
+    trained = adapter_parameters(LLAMA_8B, Lora())
+    found = estimate(LLAMA_8B, tuning(optimizer=Optimizer(optimizer))).breakdown["optimizer"]
+    assert found / trained == pytest.approx(bytes_each, rel=0.01)
+
+
+def test_8_bit_moments_of_full_tuning_leave_out_the_embeddings() -> None:
+    full = tuning(Method.FULL, optimizer=Optimizer.ADAMW_8BIT)
+    embeddings = LLAMA_8B.vocab * LLAMA_8B.hidden
+    expected = 8 * embeddings + 2.03125 * (LLAMA_8B.parameters() - embeddings)
+    assert estimate(LLAMA_8B, full).breakdown["optimizer"] == pytest.approx(expected, rel=1e-6)
 
 
 LLAMA_8B = ModelShape.from_config_json(

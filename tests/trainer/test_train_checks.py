@@ -40,7 +40,7 @@ def make_loop(case: Case, *, micro_batch: int = 4) -> Loop:
     fetched = fetch_model(case.config, case.env, weights=True)
     folder = case.env.work / f"loop-{micro_batch}"
     return Loop(
-        model=load_for_training(case.config, prepared.resolved, fetched.path),
+        model=load_for_training(case.config, prepared.resolved, fetched.path, load_tokenizer(fetched.path)),
         tokenizer=load_tokenizer(fetched.path),
         data=fetch_data(case.config, prepared, store, folder=case.env.work / "data"),
         prepared=prepared,

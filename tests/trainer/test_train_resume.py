@@ -11,12 +11,13 @@ import pytest
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
+from finetune_contract.spec import Optimizer
 from finetune_trainer import callbacks
 from finetune_trainer.callbacks import Report
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import held_out_loss
 from finetune_trainer.preemption import PREEMPTION
-from tests.support.prepared import Case
+from tests.support.prepared import Case, tiny_model
 from tests.support.training import THIRD_PARTY, Outcome, forget_preemption, make_case, train
 
 pytestmark = THIRD_PARTY
@@ -64,12 +65,23 @@ def assert_same(resumed: Outcome, undisturbed: Outcome) -> None:
     assert files(resumed, paths.MERGED) == files(undisturbed, paths.MERGED)
 
 
-@pytest.mark.parametrize("method", ["LoRA", "QLoRA", "Full"])
+PISSA = {"lora": {"rank": 4, "initialization": "pissa", "loraPlusRatio": 4, "modulesToSave": ["embed_tokens"]}}
+
+
+@pytest.mark.parametrize(
+    ("method", "spec"),
+    [
+        pytest.param("LoRA", DROPOUT, id="LoRA"),
+        pytest.param("QLoRA", DROPOUT, id="QLoRA"),
+        pytest.param("Full", {}, id="Full"),
+        pytest.param("LoRA", PISSA, id="PiSSA"),
+        pytest.param("QLoRA", {"lora": {"rank": 4, "dora": True}}, id="DoRA"),
+    ],
+)
 def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, spec: dict[str, Any]
 ) -> None:
     settings: dict[str, Any] = {"method": method, "total_steps": STEPS, "checkpoint_every_steps": 100}
-    spec = {} if method == "Full" else DROPOUT
     undisturbed = train(make_case(tmp_path / "undisturbed", spec=spec, **settings))
     case = make_case(tmp_path / "disturbed", spec=spec, **settings)
 
@@ -80,6 +92,34 @@ def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(
 
     assert resumed.result.resumed_from_step == 8
     assert_same(resumed, undisturbed)
+
+
+@pytest.mark.parametrize("optimizer", [Optimizer.ADAMW_8BIT, Optimizer.LION_8BIT, Optimizer.ADAFACTOR])
+def test_a_resumed_optimizer_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: Optimizer
+) -> None:
+    """To the last digit, 8-bit state too. The layers are wide enough for it: bitsandbytes holds small ones in 32.
+
+    What is paged on a GPU is unpaged on a CPU.
+    """
+    spec = {"hyperparameters": {"optimizer": optimizer}, "lora": {"rank": 64, "targetModules": ["down_proj"]}}
+    model = tiny_model(tmp_path / "model", hidden_size=64, intermediate_size=128)
+    settings: dict[str, Any] = {
+        "model": model,
+        "spec": spec,
+        "total_steps": 5,
+        "checkpoint_every_steps": 100,
+        "eval_every_steps": 5,
+    }
+    undisturbed = train(make_case(tmp_path / "undisturbed", **settings))
+    case = make_case(tmp_path / "disturbed", **settings)
+
+    stopped(case, step=3, monkeypatch=monkeypatch)
+    resumed = train(case.attempt(2))
+
+    assert resumed.result.resumed_from_step == 3
+    assert_same(resumed, undisturbed)
+    assert undisturbed.losses[5] < undisturbed.losses[1]
 
 
 def test_a_signal_during_a_measurement_puts_it_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

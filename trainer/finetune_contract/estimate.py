@@ -2,8 +2,9 @@
 
 What is there all the time: LoRA holds the base in the computing precision, QLoRA in NF4 (Dettmers et al. 2023: 4 bits a
 weight, 0.127 more for doubly quantised constants, 0.5 without); what is trained is held in float32 with its gradient
-and two AdamW moments, 16 bytes a parameter (Rajbhandari et al. 2020, section 3). Under autocast the 16-bit copies of
-trained weights live as long as the activations of their layer. What comes and goes stands in `activations.py`.
+and the optimizer's state: two moments of AdamW make 16 bytes a parameter (Rajbhandari et al. 2020, section 3), in 8
+bits a quarter as much (Dettmers et al. 2021, arXiv:2110.02861: a constant for each 256). Under autocast the 16-bit
+copies of trained weights live as long as the activations of their layer. What comes and goes: `activations.py`.
 
 A step is highest at one of three moments: when the forward pass ends, in the backward pass of the loss, and in that of
 the last layer; the parts of the highest are the breakdown. `benchmarks/estimate_bench.py` holds it against real peaks
@@ -13,13 +14,12 @@ the CUDA context, and what the allocator holds and cannot use.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from finetune_contract import activations
 from finetune_contract.prepared import Estimate
 from finetune_contract.shape import ModelShape
-from finetune_contract.spec import Lora, Method, Precision, Quantization
+from finetune_contract.spec import Lora, Method, Optimizer, Precision, Quantization
 
 GIB = 1 << 30
 CONTEXT = 850_000_000
@@ -31,7 +31,17 @@ USABLE = 0.98
 NF4 = 0.5
 CONSTANTS = {True: 0.127 / 8, False: 0.5 / 8}
 FLOAT = 4
+STATE_BYTES: dict[Optimizer, float] = {
+    Optimizer.ADAMW: 2 * FLOAT,
+    Optimizer.ADAMW_8BIT: 2 * (1 + FLOAT / 256),
+    Optimizer.PAGED_ADAMW_8BIT: 0,
+    Optimizer.PAGED_ADAMW_32BIT: 0,
+    Optimizer.LION_8BIT: 1 + FLOAT / 256,
+    Optimizer.ADAFACTOR: 0,
+}
+"""The optimizer's state, a trained parameter. Paged state gives way to whatever else needs the GPU's memory."""
 ALL_LINEAR = "all-linear"
+EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,9 @@ class Tuning:
     """Gradient checkpointing."""
     packing: bool = False
     """The examples of a micro-batch lie in one sequence."""
+    optimizer: Optimizer = Optimizer.ADAMW
+    new_tokens: int = 0
+    """Tokens added to the vocabulary."""
 
 
 def estimate(shape: ModelShape, tuning: Tuning, *, gpu_bytes: int | None = None) -> Estimate:
@@ -57,7 +70,7 @@ def estimate(shape: ModelShape, tuning: Tuning, *, gpu_bytes: int | None = None)
         "weights": _weights(shape, tuning),
         "adapter": 0 if tuning.method is Method.FULL else FLOAT * trained,
         "gradients": FLOAT * trained,
-        "optimizer": 2 * FLOAT * trained,
+        "optimizer": _optimizer(shape, tuning, trained),
         **_at_the_peak(shape, tuning, trained),
     }
     breakdown["runtime"] = CONTEXT + int(RESERVED[tuning.recompute] * sum(breakdown.values()))
@@ -69,19 +82,65 @@ def estimate(shape: ModelShape, tuning: Tuning, *, gpu_bytes: int | None = None)
 def trained_parameters(shape: ModelShape, tuning: Tuning) -> int:
     """Return how many parameters are trained."""
     if tuning.method is Method.FULL:
-        return shape.parameters()
-    return adapter_parameters(shape, rank=tuning.lora.rank, targets=tuning.lora.target_modules)
+        return shape.parameters() + _new_rows(shape, tuning.new_tokens)
+    return adapter_parameters(shape, tuning.lora, new_tokens=tuning.new_tokens)
 
 
-def adapter_parameters(shape: ModelShape, *, rank: int, targets: Iterable[str] = (ALL_LINEAR,)) -> int:
-    """Return the parameters of the two matrices on each target: rank x (inputs + outputs)."""
+def adapter_parameters(shape: ModelShape, lora: Lora, *, new_tokens: int = 0) -> int:
+    """Return what is trained of and beside the adapters: both matrices of each target, rank x (inputs + outputs), and
+    DoRA's magnitudes, one an output.
+    """
+    targets = list(_targets(shape, lora).values())
+    matrices = lora.rank * sum(inputs + outputs for inputs, outputs in targets)
+    magnitudes = sum(outputs for _, outputs in targets) if lora.dora else 0
+    return shape.layers * (matrices + magnitudes) + _saved(shape, lora) + _new_rows(shape, new_tokens)
+
+
+def _targets(shape: ModelShape, lora: Lora) -> dict[str, tuple[int, int]]:
+    """Return the layers of one decoder layer that get an adapter, with inputs and outputs."""
     linears = shape.linears()
-    wanted = set(targets)
     # A name that is not known here counts as the widest layer: rather too much than too little.
-    widest = max(inputs + outputs for inputs, outputs in linears.values())
-    known = {name: inputs + outputs for name, (inputs, outputs) in linears.items()}
-    widths = known.values() if ALL_LINEAR in wanted else [known.get(name, widest) for name in wanted]
-    return shape.layers * rank * sum(widths)
+    widest = max(linears.values(), key=sum)
+    found = dict(linears) if ALL_LINEAR in lora.target_modules else {}
+    for wanted in lora.target_modules:
+        if wanted != ALL_LINEAR:
+            found |= {name: sizes for name, sizes in linears.items() if _is_called(name, wanted)} or {wanted: widest}
+    left_out = (*lora.exclude_modules, *lora.modules_to_save)
+    return {name: sizes for name, sizes in found.items() if not any(_is_within(name, one) for one in left_out)}
+
+
+def _saved(shape: ModelShape, lora: Lora) -> int:
+    """Return the parameters of modulesToSave; norms and biases, which are few, left out."""
+    embeddings = min(sum(name in EMBEDDINGS for name in lora.modules_to_save), 1 if shape.tied else 2)
+    inside = [
+        inputs * outputs
+        for name, (inputs, outputs) in shape.linears().items()
+        if any(_is_within(name, one) for one in lora.modules_to_save)
+    ]
+    return embeddings * shape.vocab * shape.hidden + shape.layers * sum(inside)
+
+
+def _new_rows(shape: ModelShape, new_tokens: int) -> int:
+    return new_tokens * shape.hidden * (1 if shape.tied else 2)
+
+
+def _is_called(name: str, wanted: str) -> bool:
+    return name == wanted or name.endswith(f".{wanted}")
+
+
+def _is_within(name: str, wanted: str) -> bool:
+    return _is_called(name, wanted) or name.startswith(f"{wanted}.")
+
+
+def _optimizer(shape: ModelShape, tuning: Tuning, trained: int) -> int:
+    if tuning.optimizer is Optimizer.ADAFACTOR:
+        # A mean a row and a mean a column of each matrix, of which the short side tells.
+        return FLOAT * trained // (shape.hidden if tuning.method is Method.FULL else tuning.lora.rank)
+    if tuning.optimizer is Optimizer.ADAMW_8BIT and tuning.method is Method.FULL:
+        # Embeddings keep moments of 32 bits, as bitsandbytes' authors advise.
+        whole = shape.vocab * shape.hidden
+        return int(STATE_BYTES[Optimizer.ADAMW] * whole + STATE_BYTES[tuning.optimizer] * (trained - whole))
+    return int(STATE_BYTES[tuning.optimizer] * trained)
 
 
 def _weights(shape: ModelShape, tuning: Tuning) -> int:
@@ -104,7 +163,7 @@ def _at_the_peak(shape: ModelShape, tuning: Tuning, trained: int) -> dict[str, i
         shape,
         tuning.method,
         size=_size(tuning.precision),
-        targets=tuning.lora.target_modules,
+        targets=_targets(shape, tuning.lora),
         micro_batch=tuning.micro_batch,
         length=tuning.sequence_length,
         packing=tuning.packing,

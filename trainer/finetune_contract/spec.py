@@ -53,6 +53,17 @@ class Precision(StrEnum):
     FLOAT32 = "float32"
 
 
+class Optimizer(StrEnum):
+    """What turns gradients into updates; the 8-bit and paged ones are bitsandbytes'."""
+
+    ADAMW = "adamw"
+    ADAMW_8BIT = "adamw8bit"
+    PAGED_ADAMW_8BIT = "pagedAdamw8bit"
+    PAGED_ADAMW_32BIT = "pagedAdamw32bit"
+    LION_8BIT = "lion8bit"
+    ADAFACTOR = "adafactor"
+
+
 class SecretRef(Model):
     """A Secret of the job's namespace, read as environment variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
     AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, HF_TOKEN.
@@ -69,6 +80,8 @@ class ModelSource(Model):
     """Where the model lies: hf://organisation/name, s3://bucket/prefix or pvc://claim/path. A folder as transformers saves it: configuration, tokenizer, safetensors."""
     revision: Revision = None
     """Branch, tag or commit of a model on the hub; main when absent. status.resolved has the commit that was used."""
+    new_tokens: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(max_length=256)] = ()
+    """Tokens added to the vocabulary, each then one token of the data: their embeddings start as the mean of all, are trained with every method, and travel with adapter, merged weights and tokenizer."""
     secret_ref: SecretRef | None = None
     """Credentials for model.uri."""
 
@@ -162,6 +175,9 @@ class DatasetSource(Model):
         return self.uri or ", ".join(one.uri for one in self.sources)
 
 
+Modules = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(max_length=64)]
+
+
 class Lora(Model):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
 
@@ -171,10 +187,20 @@ class Lora(Model):
     """Scale of the update, which is alpha / rank; equal to the rank when absent."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input."""
-    target_modules: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(min_length=1, max_length=64)
-    ] = ("all-linear",)
-    """Names of the modules that get an adapter; all-linear means every linear layer but the output head."""
+    target_modules: Annotated[Modules, Field(min_length=1)] = ("all-linear",)
+    """Names of the linear layers that get an adapter, or the ends of their names; all-linear means every one but the output head."""
+    exclude_modules: Modules = ()
+    """Names, or ends of names, of layers that get no adapter though targetModules has them; mlp leaves out all that is in it."""
+    rslora: bool = False
+    """Scale the update by alpha / sqrt(rank), so that high ranks learn as fast as low ones (Kalajdzievski 2023, arXiv:2312.03732)."""
+    dora: bool = False
+    """Train the weights' magnitudes apart from their directions (Liu et al. 2024, arXiv:2402.09353): often better at low ranks, and slower."""
+    initialization: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    """How the adapters start. default and gaussian: as no change of the model. pissa (Meng et al. 2024, arXiv:2404.02948) and olora (Büyükakyüz 2024, arXiv:2406.01775): as the weights' principal part, which is then trained; the exported adapter has twice the rank and belongs to the unchanged base model. Not with QLoRA, nor with dora."""
+    lora_plus_ratio: Annotated[float, Field(ge=1, le=1000)] | None = None
+    """Learning rate of the adapters' second matrices as a multiple of learningRate (LoRA+, Hayou et al. 2024, arXiv:2402.12354); 1 when absent, and 16 is its authors' choice."""
+    modules_to_save: Modules = ()
+    """Names, or ends of names, of modules that are trained whole and saved with the adapter, such as embed_tokens and lm_head."""
 
 
 class Quantization(Model):
@@ -194,7 +220,7 @@ class Hyperparameters(Model):
     max_steps: Positive | None = None
     """Optimizer steps. Not together with epochs."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Peak learning rate; 2e-4 for LoRA and QLoRA, 1e-5 for Full when absent."""
+    """Peak learning rate; 2e-4 for LoRA and QLoRA, 1e-5 for Full when absent; a fifth of that with lion8bit."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
     """Examples an optimizer step, over all GPUs."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -207,8 +233,10 @@ class Hyperparameters(Model):
     """Share of the steps over which the learning rate rises."""
     scheduler: Literal["linear", "cosine", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
+    optimizer: Optimizer = Optimizer.ADAMW
+    """adamw holds 8 bytes a trained parameter, adamw8bit 2, lion8bit 1 (Chen et al. 2023, arXiv:2302.06675), adafactor next to none (Shazeer and Stern 2018, arXiv:1804.04235). The paged ones move to the node's memory when the GPU's runs short, which takes time."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """AdamW's weight decay."""
+    """The optimizer's weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Gradients are scaled down to this norm."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] = 42

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
+from finetune_contract.estimate import STATE_BYTES
 from finetune_trainer.dataset import IGNORED
 from finetune_trainer.failures import is_accelerator_out_of_memory
 from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop, require_finite
 from finetune_trainer.model import computing
+from finetune_trainer.optimizers import optimizer_called
 
 ROOM = 0.95
 """Share of the GPU's memory that a plan may reserve: other lengths fragment it, and the context needs some."""
@@ -77,7 +79,7 @@ def dry_run(loop: Loop, *, micro_batch: int) -> None:
     """Pass the longest micro-batch forward and backward. Raises LOSS_NOT_FINITE, or what memory says."""
     on_gpu = loop.args.device.type == "cuda"
     state = torch.get_rng_state(), torch.cuda.get_rng_state_all() if on_gpu else None
-    moments = _like_optimizer_state(loop.model) if on_gpu else []
+    moments = _like_optimizer_state(loop) if on_gpu else []
     try:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
@@ -113,13 +115,6 @@ def _gradient_norm(model: Any) -> float:
     return float(torch.nn.utils.get_total_norm(gradients))
 
 
-def _like_optimizer_state(model: Any) -> list[torch.Tensor]:
-    # AdamW allocates its two moments at the first real step; held here, they count towards the peak.
-    return [
-        torch.empty_like(parameter) for parameter in model.parameters() if parameter.requires_grad for _ in range(2)
-    ]
-
-
 def _too_close(loop: Loop) -> bool:
     memory = _memory(loop)
     return memory is not None and memory[0] > ROOM * memory[1]
@@ -135,3 +130,10 @@ def _memory(loop: Loop) -> tuple[int, int] | None:
     if loop.args.device.type != "cuda":
         return None
     return torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(loop.args.device).total_memory
+
+
+def _like_optimizer_state(loop: Loop) -> list[torch.Tensor]:
+    # The optimizer allocates its state at the first real step; held here, it counts towards the peak.
+    size = STATE_BYTES[optimizer_called(loop.args.optim)]
+    trained = [parameter for parameter in loop.model.parameters() if parameter.requires_grad]
+    return [torch.empty(int(size * one.numel()), dtype=torch.uint8, device=one.device) for one in trained]

@@ -31,6 +31,7 @@ from finetune_trainer.results import EvaluationFile, Exchange, completed_run, no
 from finetune_trainer.storage import Store
 from finetune_trainer.storage.folders import upload_folder
 from finetune_trainer.summary import Training
+from finetune_trainer.vocabulary import ids_of
 
 MERGED_FROM = "the model's own weights, in float32"
 """Also after QLoRA: the 4-bit base served training alone."""
@@ -89,7 +90,7 @@ def write_outputs(weights: Path, tokenizer: Any, lineage: Lineage, *, base_folde
     else:
         _write_adapter(weights, adapter, lineage)
         if spec.output.merged.enabled:
-            write_merged(base_folder, adapter, merged, dtype=dtype)
+            write_merged(base_folder, adapter, merged, dtype=dtype, new_tokens=ids_of(tokenizer, spec.model.new_tokens))
     for model_folder in (adapter, merged):
         if model_folder.is_dir():
             tokenizer.save_pretrained(model_folder)

@@ -22,12 +22,14 @@ from finetune_contract.model import Model
 from finetune_contract.prepared import Prepared, Resolved
 from finetune_contract.run_config import RunConfig
 from finetune_contract.spec import Precision
+from finetune_trainer.adapters import has_adapters, load_adapters
 from finetune_trainer.checkpoint import CheckpointUploader
 from finetune_trainer.dataset import Data, collator
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import held_out_loss
 from finetune_trainer.held_out import stop_reason
 from finetune_trainer.model import device, save_weights
+from finetune_trainer.optimizers import raise_second_rates, transformers_name
 from finetune_trainer.preemption import PREEMPTION
 
 BEST = "best"
@@ -65,8 +67,10 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
         arguments: SFTConfig,
         flatten: bool,
         patience: int | None = None,
+        second_rate: float = 1.0,
     ) -> None:
         self._prepared, self._data, self._patience = prepared, data, patience
+        self._second_rate = second_rate
         self._resumed_at: int | None = None
         self.uploader: CheckpointUploader | None = None
         self.best: Best | None = None
@@ -158,6 +162,21 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
             raise _StopBeforeTheFirstStepError
         self.control.should_save = self.control.should_training_stop = True
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Create it, the learning rates of the adapters' second matrices as LoRA+ has them."""
+        new = self.optimizer is None
+        super().create_optimizer(model)
+        if new and self._second_rate != 1.0:
+            raise_second_rates(self.optimizer, self.model, ratio=self._second_rate)
+        return self.optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        if has_adapters(self.model):
+            # Trainer would take `best/` for a second adapter, and train with both.
+            load_adapters(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
     def _adopt_best(self, checkpoint: Path) -> None:
         if not (checkpoint / BEST_RECORD).is_file():
             return
@@ -205,7 +224,7 @@ def loop_arguments(config: RunConfig, resolved: Resolved, *, micro_batch: int, f
         warmup_steps=math.ceil(wanted.warmup_ratio * resolved.total_steps),
         weight_decay=wanted.weight_decay,
         max_grad_norm=wanted.max_grad_norm,
-        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
+        optim=transformers_name(wanted.optimizer, on_gpu=on_gpu),
         bf16=resolved.precision is Precision.BFLOAT16,
         # The name of transformers 5.17, too, which newer ones call activation_checkpointing.
         gradient_checkpointing=resolved.gradient_checkpointing,

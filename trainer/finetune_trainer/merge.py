@@ -6,6 +6,7 @@ The merge is computed in float32 from the model's own weights, and only its resu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.logs import log
 from finetune_trainer.model import load_base
+from finetune_trainer.vocabulary import grow_embeddings
 
 TOLERANCE = 1e-3
 """Largest difference of a logit, as a share of the largest one, that merging in float32 may make.
@@ -26,11 +28,13 @@ _SHARD = "5GB"
 _CPU = torch.device("cpu")
 
 
-def write_merged(base: Path, adapter: Path, into: Path, *, dtype: str) -> None:
+def write_merged(base: Path, adapter: Path, into: Path, *, dtype: str, new_tokens: Sequence[int] = ()) -> None:
     """Merge an adapter into the base model's weights and write them. Raises INTERNAL_ERROR if it is not exact."""
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(load_base(base, dtype=torch.float32, on=_CPU), str(adapter)).eval()
+    weights = load_base(base, dtype=torch.float32, on=_CPU)
+    grow_embeddings(weights, new_tokens)
+    model = PeftModel.from_pretrained(weights, str(adapter)).eval()
     vocabulary = model.config.get_text_config().vocab_size
     probe = torch.linspace(0, vocabulary - 1, _PROBE_TOKENS).long().unsqueeze(0)
     expected = _logits(model, probe)

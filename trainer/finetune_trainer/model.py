@@ -17,10 +17,11 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.prepared import Resolved
 from finetune_contract.run_config import RunConfig
 from finetune_contract.spec import Lora, Method, Precision, Quantization
+from finetune_trainer.adapters import attach, has_adapters, save_adapters
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.failures import explain
-
-_ALL_LINEAR = "all-linear"
+from finetune_trainer.principal import make_plain
+from finetune_trainer.vocabulary import grow_embeddings, ids_of
 
 
 def device() -> torch.device:
@@ -28,16 +29,27 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load_for_training(config: RunConfig, resolved: Resolved, folder: Path) -> Any:
+def load_for_training(config: RunConfig, resolved: Resolved, folder: Path, tokenizer: Any) -> Any:
     """Load the base model as the method needs it, adapters attached. Raises MODEL_INVALID, CONFIG_INVALID."""
     spec = config.spec
     quantization = (spec.quantization or Quantization()) if spec.method is Method.QLORA else None
     dtype = torch.float32 if spec.method is Method.FULL else compute_dtype(resolved.precision)
     base = load_base(folder, dtype=dtype, quantization=quantization)
     base.config.use_cache = False
+    new_tokens = ids_of(tokenizer, spec.model.new_tokens)
+    grow_embeddings(base, new_tokens)
     if spec.method is Method.FULL:
         return base
-    return _with_adapters(base, spec.lora or Lora(), resolved, seed=spec.hyperparameters.seed)
+    lora = spec.lora or Lora()
+    alpha = resolved.lora_alpha or lora.rank
+    return attach(
+        base,
+        lora,
+        alpha=alpha,
+        seed=spec.hyperparameters.seed,
+        quantised=quantization is not None,
+        new_tokens=new_tokens,
+    )
 
 
 def load_base(
@@ -97,40 +109,18 @@ def set_recomputation(model: Any, *, on: bool) -> None:
         model.gradient_checkpointing_disable()
 
 
-def has_adapters(model: Any) -> bool:
-    """Whether a model is trained by adapters, so that its weights to keep are the adapters'."""
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
-
-
 def save_weights(model: Any, folder: Path) -> None:
-    """Write what is trained to a folder: the adapters, or all weights."""
-    if not has_adapters(model):
+    """Write what is trained to a folder, as a resume needs it: the adapters, or all weights."""
+    if has_adapters(model):
+        save_adapters(model, folder)
+    else:
         model.save_pretrained(folder)
-        return
-    # Embeddings are frozen; PEFT would ask the hub whether they were.
-    model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
 
 
-def _with_adapters(base: Any, lora: Lora, resolved: Resolved, *, seed: int) -> Any:
-    from peft import LoraConfig, get_peft_model
-    from transformers import set_seed
-
-    targets = lora.target_modules
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=resolved.lora_alpha or lora.rank,
-        lora_dropout=lora.dropout,
-        target_modules=_ALL_LINEAR if _ALL_LINEAR in targets else list(targets),
-        task_type="CAUSAL_LM",
-    )
-    set_seed(seed)  # adapters start at random values
-    try:
-        return get_peft_model(base, settings)
-    except ValueError as error:
-        raise TrainerError(ExitCode.CONFIG_INVALID, f"lora.targetModules: {error}") from error
+def save_result(model: Any, folder: Path) -> None:
+    """Write what was trained to a folder, for everyone: an adapter belongs to the base model as the user has it."""
+    save_weights(model, folder)
+    make_plain(folder)
 
 
 def _nf4(quantization: Quantization, dtype: torch.dtype) -> Any:

@@ -19,6 +19,7 @@ from finetune_contract.outcome import TrainResult
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.samples import Sample
+from finetune_contract.spec import Lora
 from finetune_trainer.callbacks import Report, SaveCheckpoints, StopOnDivergence, StopOnNonFinite
 from finetune_trainer.checkpoint import CheckpointUploader, restore_newest
 from finetune_trainer.claim import claim_run
@@ -32,7 +33,7 @@ from finetune_trainer.fetch import FetchedModel, fetch_model
 from finetune_trainer.held_out import overfitting
 from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop, loop_arguments
-from finetune_trainer.model import load_for_training, save_weights, set_recomputation, trained_in_float32
+from finetune_trainer.model import load_for_training, save_result, set_recomputation, trained_in_float32
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.progress import Poster, Progress
 from finetune_trainer.results import completed_run
@@ -83,7 +84,9 @@ def _gather(config: RunConfig, env: Environment, store: Store) -> _Run:
     folder.mkdir(parents=True)
     data = fetch_data(config, prepared, store, folder=folder / "data")
     fetched = fetch_model(config, env, weights=True)
-    return _Run(config, prepared, store, folder, data, fetched, load_tokenizer(fetched.path))
+    return _Run(
+        config, prepared, store, folder, data, fetched, load_tokenizer(fetched.path, config.spec.model.new_tokens)
+    )
 
 
 def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
@@ -92,7 +95,7 @@ def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
     training, samples = _train(run, loop, progress)
     tuned = _evaluate(run, loop, training)
     weights = run.folder / "tuned"
-    save_weights(loop.model, weights)
+    save_result(loop.model, weights)
     lineage = Lineage(
         config=run.config,
         prepared=run.prepared,
@@ -109,7 +112,7 @@ def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
 def _get_ready(run: _Run) -> tuple[Loop, Measured]:
     """Load the model, find the micro-batch that fits, and ask the base model while the weights are still its own."""
     log.info("loading %s for %s", run.config.spec.model.uri, run.config.spec.method)
-    model = load_for_training(run.config, run.prepared.resolved, run.fetched.path)
+    model = load_for_training(run.config, run.prepared.resolved, run.fetched.path, run.tokenizer)
     resolved, early_stopping = run.prepared.resolved, run.config.spec.evaluation.early_stopping
 
     def make(plan: Plan) -> Loop:
@@ -124,6 +127,7 @@ def _get_ready(run: _Run) -> tuple[Loop, Measured]:
             arguments=arguments,
             flatten=resolved.packing and micro_batch > 1,
             patience=early_stopping.patience if early_stopping else None,
+            second_rate=(run.config.spec.lora or Lora()).lora_plus_ratio or 1.0,
         )
         trained_in_float32(model)  # TRL holds a quantised model's adapters in bfloat16
         return loop

@@ -87,6 +87,13 @@ def _unset(value: dict[str, Any], *names: str) -> bool:
     return not all(name in value for name in names)
 
 
+_DEFAULT_START = "!(has(self.initialization) && self.initialization in ['pissa', 'olora'])"
+
+
+def _default_start(lora: dict[str, Any]) -> bool:
+    return lora.get("initialization") not in ("pissa", "olora")
+
+
 JOB_RULES: tuple[Rule, ...] = (
     Rule(
         (),
@@ -111,6 +118,19 @@ JOB_RULES: tuple[Rule, ...] = (
         "self.method == 'QLoRA' || !has(self.quantization)",
         "quantization is for method QLoRA: remove it, or set method: QLoRA",
         lambda spec: spec.get("method") == "QLoRA" or "quantization" not in spec,
+    ),
+    Rule(
+        ("spec",),
+        f"self.method != 'QLoRA' || !has(self.lora) || {_DEFAULT_START}".replace("self.init", "self.lora.init"),
+        "lora.initialization pissa and olora change the base model's weights, which QLoRA holds in 4 bits: "
+        "use default or gaussian, or method: LoRA",
+        lambda spec: spec.get("method") != "QLoRA" or _default_start(spec.get("lora", {})),
+    ),
+    Rule(
+        ("spec", "lora"),
+        f"!(has(self.dora) && self.dora) || {_DEFAULT_START}",
+        "dora and initialization pissa or olora exclude each other: keep one",
+        lambda lora: lora.get("dora") is not True or _default_start(lora),
     ),
     Rule(
         ("spec", "hyperparameters"),

@@ -41,6 +41,8 @@ def attach(
         model = get_peft_model(base, settings)
     except ValueError as error:
         _refuse("lora", str(error))
+    if any(_was_transposed(layer) for layer in targets.values()):
+        model.peft_config["default"].fan_in_fan_out = True  # as it has to be on the base model that is not quantised
     head = model.get_output_embeddings()
     if not hasattr(head, "bias"):
         head.bias = None  # TRL's head asks PEFT's layer for single tokens, which has none
@@ -204,6 +206,11 @@ def _sizes(layer: Any) -> tuple[int, int]:
     if hasattr(layer, "in_features"):
         return int(layer.in_features), int(layer.out_features)
     return int(layer.nx), int(layer.nf)
+
+
+def _was_transposed(layer: Any) -> bool:
+    """Whether bitsandbytes' layer was a Conv1D."""
+    return getattr(getattr(layer, "source_cls", None), "__name__", "") == "Conv1D"
 
 
 def _matching(modules: dict[str, Any], wanted: Iterable[str], *, field: str) -> dict[str, Any]:

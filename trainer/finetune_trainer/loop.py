@@ -74,6 +74,7 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
         self._resumed_at: int | None = None
         self.uploader: CheckpointUploader | None = None
         self.best: Best | None = None
+        routing = vars(model.config.get_text_config()).get("router_aux_loss_coef")
         super().__init__(
             model=model,
             args=arguments,
@@ -84,6 +85,8 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
         )
         self.remove_callback(PrinterCallback)
         self.model.register_forward_pre_hook(_without_needless_mask, with_kwargs=True)
+        if routing is not None:  # TRL writes what it was told into the model's configuration, which is exported
+            model.config.get_text_config().router_aux_loss_coef = routing
 
     @property
     def folder(self) -> Path:
@@ -235,6 +238,8 @@ def loop_arguments(config: RunConfig, resolved: Resolved, *, micro_batch: int, f
         # The shards are tokenised and cut: nothing is left to prepare.
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
+        # A mean over a micro-batch, so that its size would change the result; plain transformers has none either.
+        router_aux_loss_coef=0.0,
         eval_strategy="steps",
         eval_steps=resolved.eval_every_steps,
         save_strategy="no",  # callbacks.py says when

@@ -138,14 +138,16 @@ def make_resolved(**changes: Any) -> Resolved:
     return Resolved(**{**values, **changes})
 
 
-def write_prepared(run: Path, *, tokenizer: Any, resolved: Resolved, train: int = 29, validation: int = 5) -> str:
-    """Write shards and prepared.json into a run's folder; return prepared.json's sha256."""
+def write_prepared(
+    run: Path, *, tokenizer: Any, resolved: Resolved, train: int = 29, validation: int = 5, pairs: bool = False
+) -> str:
+    """Write shards and prepared.json into a run's folder; return its sha256. `pairs` have a wrong answer, too."""
     folder = run / paths.PREPARED_DIR
     folder.mkdir(parents=True, exist_ok=True)
     sums = [_sum(number) for number in range(train + validation)]
     shards = (
-        _shard(run, "train", [_row(tokenizer, *pair) for pair in sums[:train]]),
-        _shard(run, "validation", [_row(tokenizer, *pair) for pair in sums[train:]]),
+        _shard(run, "train", [_row(tokenizer, *pair, pairs=pairs) for pair in sums[:train]]),
+        _shard(run, "validation", [_row(tokenizer, *pair, pairs=pairs) for pair in sums[train:]]),
     )
     questions = [
         {"messages": [{"role": "user", "content": question}], "answer": answer} for question, answer in sums[train:]
@@ -154,7 +156,7 @@ def write_prepared(run: Path, *, tokenizer: Any, resolved: Resolved, train: int 
     prepared = Prepared(
         job_uid=UID,
         config_hash="",
-        dataset=_summary(shards, train=train, validation=validation),
+        dataset=_summary(shards, train=train, validation=validation, pairs=pairs),
         estimate=Estimate(per_gpu_bytes=1),
         resolved=resolved,
         pad_token_id=PAD,
@@ -174,16 +176,21 @@ def _sum(number: int) -> tuple[str, str]:
     return " plus ".join(terms), str(sum(map(int, terms)))
 
 
-def _row(tokenizer: Any, question: str, answer: str) -> dict[str, list[int]]:
+def _row(tokenizer: Any, question: str, answer: str, *, pairs: bool) -> dict[str, list[int]]:
     prompt = tokenizer(f"user : {question} assistant :", add_special_tokens=False)["input_ids"]
     reply = [*tokenizer(answer, add_special_tokens=False)["input_ids"], EOS]
-    return {"input_ids": prompt + reply, "labels": [-100] * len(prompt) + reply}
+    row = {"input_ids": prompt + reply, "labels": [-100] * len(prompt) + reply}
+    if not pairs:
+        return row
+    # Now and then a longer one: sides differ in length.
+    wrong = [*tokenizer(f"{int(answer) + 1} {'plus ' * (int(answer) % 3)}", add_special_tokens=False)["input_ids"], EOS]
+    return {**row, "rejected_ids": prompt + wrong, "rejected_labels": [-100] * len(prompt) + wrong}
 
 
 def _shard(run: Path, split: Any, rows: list[dict[str, list[int]]]) -> Shard:
     path = f"{paths.PREPARED_DIR}/{split}-00000.parquet"
     int_lists = pa.list_(pa.int32())
-    schema = pa.schema([("input_ids", int_lists), ("labels", int_lists)])
+    schema = pa.schema([(name, int_lists) for name in rows[0]])
     parquet.write_table(pa.Table.from_pylist(rows, schema=schema), run / path)
     content = (run / path).read_bytes()
     return Shard(
@@ -196,9 +203,9 @@ def _shard(run: Path, split: Any, rows: list[dict[str, list[int]]]) -> Shard:
     )
 
 
-def _summary(shards: tuple[Shard, ...], *, train: int, validation: int) -> DatasetSummary:
+def _summary(shards: tuple[Shard, ...], *, train: int, validation: int, pairs: bool) -> DatasetSummary:
     return DatasetSummary(
-        format=DatasetFormat.MESSAGES,
+        format=DatasetFormat.PREFERENCE if pairs else DatasetFormat.MESSAGES,
         examples=train + validation,
         train_examples=train,
         validation_examples=validation,

@@ -11,6 +11,7 @@ import pytest
 
 from finetune_contract import paths
 from finetune_contract.outcome import TrainResult
+from finetune_contract.spec import Objective
 from finetune_trainer.preemption import PREEMPTION
 from tests.support.prepared import Case, make_config, make_environment, make_resolved, tiny_model, write_prepared
 
@@ -63,7 +64,8 @@ def make_case(
     tokenizer = AutoTokenizer.from_pretrained(model)
     output = folder / "out"
     config = make_config(output_uri=f"file://{output}", model_uri=f"file://{model}", method=method, **(spec or {}))
-    sha256 = write_prepared(output / "run-1", tokenizer=tokenizer, resolved=make_resolved(**resolved))
+    pairs = config.spec.objective is not Objective.SFT
+    sha256 = write_prepared(output / "run-1", tokenizer=tokenizer, resolved=make_resolved(**resolved), pairs=pairs)
     config = config.model_copy(update={"prepared_sha256": sha256})
     return Case(config=config, env=make_environment(folder), run=output / "run-1")
 

@@ -101,6 +101,8 @@ GOOD: tuple[Case, ...] = (
     _good("pissa", spec__lora={"initialization": "pissa", "dora": False}),
     _good("new-tokens", spec__model={"uri": "s3://models/base", "newTokens": ["<call>", "</call>"]}),
     _good("optimizer", spec__hyperparameters={"optimizer": "pagedAdamw8bit"}),
+    _good("dpo", spec__objective="DPO", spec__dataset__format="preference", spec__hyperparameters={"beta": 0.2}),
+    _good("orpo-format-detected", spec__objective="ORPO"),
     _good("epochs", spec__hyperparameters={"epochs": 0.5}),
     _good("max-steps", spec__hyperparameters={"maxSteps": 100}),
     _good("micro-batch-divides", spec__hyperparameters={"batchSize": 12, "microBatchSize": 4}),
@@ -155,6 +157,8 @@ BAD_TYPES: tuple[Case, ...] = (
     _bad("lora-plus-below-one", "spec.lora.loraPlusRatio", 0.5, "must be at least 1 (is 0.5)"),
     _bad("new-token-empty", "spec.model.newTokens", [""], "must not be empty"),
     _bad("optimizer-of-transformers", f"{_HP}.optimizer", "adamw_8bit", "did you mean adamw8bit?"),
+    _bad("objective-unknown", "spec.objective", "RLHF", "must be SFT, DPO or ORPO"),
+    _bad("beta-zero", f"{_HP}.beta", 0, "must be more than 0 (is 0)"),
     _bad("lora-list", "spec.lora", [], "must be a mapping of names to values"),
     _bad("lora-unknown-field", "spec.lora.rnk", 8, "unknown field: did you mean rank?"),
     Case(
@@ -229,6 +233,9 @@ BAD_RULES: tuple[Case, ...] = (
         {"spec.method": "QLoRA", "spec.lora": {"initialization": "olora"}},
         "which QLoRA holds in 4 bits",
     ),
+    _rule("preference-sft", "spec", {"spec.dataset.format": "preference"}, "preference is for objectives DPO and ORPO"),
+    _rule("dpo-messages", "spec", {"spec.objective": "DPO", "spec.dataset.format": "messages"}, "they need it"),
+    _rule("beta-sft", "spec", {f"{_HP}.beta": 0.1}, "hyperparameters.beta is for objectives DPO and ORPO"),
     _rule("epochs-and-steps", _HP, {f"{_HP}.epochs": 3, f"{_HP}.maxSteps": 100}, "epochs and maxSteps exclude"),
     _rule(
         "micro-batch-does-not-divide",

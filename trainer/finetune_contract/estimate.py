@@ -61,6 +61,8 @@ class Tuning:
     optimizer: Optimizer = Optimizer.ADAMW
     new_tokens: int = 0
     """Tokens added to the vocabulary."""
+    sides: int = 1
+    """Sequences an example: a preference has two."""
 
 
 def estimate(shape: ModelShape, tuning: Tuning, *, gpu_bytes: int | None = None) -> Estimate:
@@ -164,7 +166,7 @@ def _at_the_peak(shape: ModelShape, tuning: Tuning, trained: int) -> dict[str, i
         tuning.method,
         size=_size(tuning.precision),
         targets=_targets(shape, tuning.lora),
-        micro_batch=tuning.micro_batch,
+        micro_batch=tuning.micro_batch * tuning.sides,
         length=tuning.sequence_length,
         packing=tuning.packing,
     )

@@ -16,7 +16,9 @@ SCHEMA_VERSION = 1
 
 
 class Shard(Model):
-    """One Parquet file with the columns `input_ids` and `labels` (lists of int32, -100 where no loss is taken)."""
+    """One Parquet file with the columns `input_ids` and `labels` (lists of int32, -100 where no loss is taken);
+    with preferences those are the better side, and `rejected_ids` and `rejected_labels` the worse.
+    """
 
     split: Literal["train", "validation"]
     path: str
@@ -113,6 +115,8 @@ class Resolved(Model):
     """Steps between two rounds of answers to the sample prompts."""
     lora_alpha: float | None = None
     """Scale of the adapter's update."""
+    beta: float | None = None
+    """Strength of a preference objective."""
     because: dict[str, str] = {}
     """Field by field, why this was chosen."""
 

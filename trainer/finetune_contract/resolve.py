@@ -14,16 +14,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from finetune_contract.defaults import BETA, EPOCHS, sides, usual_rate
 from finetune_contract.estimate import Tuning, estimate
 from finetune_contract.prepared import Estimate, Resolved
 from finetune_contract.run_config import Device
 from finetune_contract.shape import ModelShape
-from finetune_contract.spec import DatasetFormat, Lora, LossOn, Method, Optimizer, Precision, Quantization, TuningSpec
+from finetune_contract.spec import (
+    DatasetFormat,
+    Lora,
+    LossOn,
+    Method,
+    Objective,
+    Precision,
+    Quantization,
+    TuningSpec,
+)
 
-RATES = {Method.LORA: 2e-4, Method.QLORA: 2e-4, Method.FULL: 1e-5}
-LION_SHARE = 0.2
-"""Lion moves every parameter by the rate itself: its paper (section 5) takes a third to a tenth of AdamW's."""
-EPOCHS = 3
 TIMES_A_RUN = 10
 SAMPLES_A_RUN = 4
 """Generation is slow: a round of answers takes about as long as some steps."""
@@ -68,8 +74,17 @@ class Choice:
 
 
 def choose_loss(spec: TuningSpec, shape: DatasetFormat) -> LossOn:
-    """Return the tokens to train on. Raises ResolveError for plain text with a loss on answers."""
+    """Return the tokens to train on. Raises ResolveError for a loss or an objective that the data do not fit."""
     wanted = spec.hyperparameters.loss
+    if (shape is DatasetFormat.PREFERENCE) != (spec.objective is not Objective.SFT):
+        raise ResolveError(
+            f"objective is {spec.objective}, but the data has the format {shape}: "
+            + ("set objective: DPO." if spec.objective is Objective.SFT else "give pairs of chosen and rejected.")
+        )
+    if shape is DatasetFormat.PREFERENCE:
+        if wanted not in (None, LossOn.COMPLETION):
+            raise ResolveError(f"hyperparameters.loss is {wanted}, but preferences compare last answers: remove it.")
+        return LossOn.COMPLETION
     if shape is DatasetFormat.TEXT:
         if wanted not in (None, LossOn.ALL):
             raise ResolveError(f"hyperparameters.loss is {wanted}, but text has no answers: use all or another format.")
@@ -102,7 +117,7 @@ def choose(
     because: dict[str, str] = {}
     length, why = choose_length(spec, facts, limit)
     _note(because, "maxSequenceLength", why)
-    wanted = spec.hyperparameters
+    wanted, prefers = spec.hyperparameters, spec.objective is not Objective.SFT
     precision = _or(wanted.precision, Precision.BFLOAT16, because, "precision", "float32's range at half the memory")
     tuning = Tuning(
         method=spec.method,
@@ -114,9 +129,14 @@ def choose(
         recompute=False,
         optimizer=wanted.optimizer,
         new_tokens=len(spec.model.new_tokens),
+        sides=sides(spec),
     )
+    if prefers and wanted.packing:
+        raise ResolveError(f"hyperparameters.packing: with {spec.objective} examples are not packed; remove it.")
     tuning, found = _fitting(spec, tuning, device=device, shape=shape, mean=facts.mean, because=because)
-    if wanted.packing is None:
+    if prefers:
+        because["packing"] = "a preference is two sequences that are compared"
+    elif wanted.packing is None:
         because["packing"] = f"examples have {facts.mean:.0f} tokens on average, sequences {length}"
     return Choice(
         max_sequence_length=length,
@@ -143,17 +163,18 @@ def resolve(
     because = dict(choice.because)
     wanted = spec.hyperparameters
     steps = _total_steps(spec, train_examples, because)
+    rate, why_rate = usual_rate(spec)
     every = max(1, steps // TIMES_A_RUN)
     about_ten = f"about {TIMES_A_RUN} times in {steps} steps"
-    adapters = spec.method is not Method.FULL
+    adapters, prefers = spec.method is not Method.FULL, spec.objective is not Objective.SFT
     alpha = _alpha(spec.lora or Lora(), because) if adapters else None
     if wanted.loss is None:
-        because["loss"] = f"the data's format is {'text' if choice.loss is LossOn.ALL else 'with answers'}"
+        because["loss"] = _why_loss(choice.loss)
     return Resolved(
         model_revision=model_revision,
         dataset_revision=dataset_revision,
         dataset_sha256=dataset_sha256,
-        learning_rate=_learning_rate(spec, because),
+        learning_rate=_or(wanted.learning_rate, rate, because, "learningRate", why_rate),
         total_steps=steps,
         batch_size=wanted.batch_size,
         micro_batch_size=choice.micro_batch_size,
@@ -172,6 +193,7 @@ def resolve(
             f"about {SAMPLES_A_RUN} times in {steps} steps",
         ),
         lora_alpha=alpha,
+        beta=_or(wanted.beta, BETA, because, "beta", f"usual for {spec.objective}") if prefers else None,
         because=because,
     )
 
@@ -187,41 +209,7 @@ def epochs_of(spec: TuningSpec, *, train_examples: int) -> float:
     wanted = spec.hyperparameters
     if wanted.max_steps is not None:
         return wanted.max_steps * wanted.batch_size / train_examples
-    return wanted.epochs if wanted.epochs is not None else EPOCHS
-
-
-def what_would_fit(spec: TuningSpec, choice: Choice, *, shape: ModelShape, gpu_bytes: int) -> str:
-    """Return what to change so that the job fits: a shorter sequence, QLoRA, or a larger GPU."""
-    base = Tuning(
-        method=spec.method,
-        precision=choice.precision,
-        lora=spec.lora or Lora(),
-        quantization=spec.quantization or Quantization(),
-        micro_batch=1,
-        sequence_length=choice.max_sequence_length,
-        recompute=True,
-        optimizer=spec.hyperparameters.optimizer,
-        new_tokens=len(spec.model.new_tokens),
-    )
-    for method in dict.fromkeys((spec.method, Method.LORA, Method.QLORA)):
-        length = choice.max_sequence_length
-        while length >= LENGTH_STEP:
-            tuning = replace(base, method=method, sequence_length=length)
-            if estimate(shape, tuning, gpu_bytes=gpu_bytes).fits:
-                return _advice(spec, choice, tuning)
-            length //= 2
-    return "no method fits this GPU: use a larger one or a smaller model"
-
-
-def _advice(spec: TuningSpec, choice: Choice, fits: Tuning) -> str:
-    parts = [f"method {fits.method}"] if fits.method is not spec.method else []
-    if fits.sequence_length < choice.max_sequence_length:
-        parts.append(f"maxSequenceLength {fits.sequence_length}")
-    if not parts or choice.micro_batch_size > 1:
-        parts.append("microBatchSize 1")
-    if spec.hyperparameters.gradient_checkpointing is False:
-        parts.append("gradientCheckpointing true")
-    return f"this would fit: {', '.join(parts)}"
+    return wanted.epochs if wanted.epochs is not None else EPOCHS[spec.objective]
 
 
 def _fitting(
@@ -229,7 +217,8 @@ def _fitting(
 ) -> tuple[Tuning, Estimate]:
     """Return the first tuning that fits: large micro-batches first, recomputation only after all of them."""
     memory = device.gpu_memory_bytes if device.gpus else None
-    given, sparse = spec.hyperparameters.packing, mean < tuning.sequence_length / 2
+    given = spec.hyperparameters.packing
+    sparse = mean < tuning.sequence_length / 2 and spec.objective is Objective.SFT
     tried = [
         replace(tuning, micro_batch=size, recompute=again, packing=(size > 1 and sparse) if given is None else given)
         for again, size in _order(spec, tuning, device)
@@ -267,9 +256,14 @@ def _micro_batches(spec: TuningSpec, length: int, device: Device) -> list[int]:
                 f"hyperparameters.microBatchSize is {given}, which does not divide {share} examples a GPU."
             )
         return [given]
-    most = max((GPU_TOKENS if device.gpus else CPU_TOKENS) // length, 1)
+    most = max((GPU_TOKENS if device.gpus else CPU_TOKENS) // (length * sides(spec)), 1)
     powers = [1 << exponent for exponent in range(share.bit_length())]
     return [size for size in reversed(powers) if share % size == 0 and size <= most] or [1]
+
+
+def _why_loss(loss: LossOn) -> str:
+    formats = {LossOn.ALL: "text", LossOn.ASSISTANT: "with answers", LossOn.COMPLETION: "preference"}
+    return f"the data's format is {formats[loss]}"
 
 
 def _why_micro_batch(device: Device, memory: int | None) -> str:
@@ -288,13 +282,6 @@ def _total_steps(spec: TuningSpec, examples: int, because: dict[str, str]) -> in
     each = math.ceil(examples / wanted.batch_size)
     because["totalSteps"] = f"{epochs:g} epochs of {examples} examples, {wanted.batch_size} a step"
     return max(1, math.ceil(epochs * each))
-
-
-def _learning_rate(spec: TuningSpec, because: dict[str, str]) -> float:
-    rate, why = RATES[spec.method], f"usual for {spec.method}"
-    if spec.hyperparameters.optimizer is Optimizer.LION_8BIT:
-        rate, why = rate * LION_SHARE, f"a fifth of what is usual for {spec.method} with AdamW"
-    return _or(spec.hyperparameters.learning_rate, rate, because, "learningRate", why)
 
 
 def _alpha(lora: Lora, because: dict[str, str]) -> float:

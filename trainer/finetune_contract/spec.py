@@ -28,6 +28,14 @@ class Method(StrEnum):
     FULL = "Full"
 
 
+class Objective(StrEnum):
+    """What the model is tuned towards."""
+
+    SFT = "SFT"
+    DPO = "DPO"
+    ORPO = "ORPO"
+
+
 class DatasetFormat(StrEnum):
     """The shape of one example."""
 
@@ -36,6 +44,7 @@ class DatasetFormat(StrEnum):
     PROMPT_COMPLETION = "promptCompletion"
     INSTRUCTION = "instruction"
     TEXT = "text"
+    PREFERENCE = "preference"
 
 
 class LossOn(StrEnum):
@@ -123,6 +132,10 @@ class Columns(Model):
     """Column of the answer to the instruction."""
     text: Column = None
     """Column of plain text."""
+    chosen: Column = None
+    """Column of the better answer, for preference."""
+    rejected: Column = None
+    """Column of the worse answer, for preference."""
 
 
 class MixedSource(Model):
@@ -146,7 +159,7 @@ class DatasetSource(Model):
     uri: Uri | None = None
     """Where the data lies: s3://bucket/path or pvc://claim/path, one file, a prefix or a pattern (s3://bucket/train-*.parquet); hf://datasets/organisation/name, with a path or pattern in it or the split train; or https:// of one file on a public server. JSON Lines, one JSON array, CSV with a header or Parquet, plain or compressed (gzip, zstd, bzip2, xz)."""
     format: DatasetFormat | None = None
-    """Shape of an example; detected from the data when absent. messages: {"messages": [{"role", "content"}]}, with tools also {"tools"}, tool_calls and the role tool. shareGPT: {"conversations": [{"from", "value"}]}. promptCompletion: {"prompt", "completion"}. instruction: {"instruction", "input", "output"}. text: {"text"}."""
+    """Shape of an example; detected from the data when absent. messages: {"messages": [{"role", "content"}]}, with tools also {"tools"}, tool_calls and the role tool. shareGPT: {"conversations": [{"from", "value"}]}. promptCompletion: {"prompt", "completion"}. instruction: {"instruction", "input", "output"}. text: {"text"}. preference: {"prompt", "chosen", "rejected"}, as text or as turns."""
     revision: Revision = None
     """Branch, tag or commit, where uri is hf://datasets/…; main when absent."""
     split: Annotated[str, Field(min_length=1, max_length=64)] | None = None
@@ -216,11 +229,11 @@ class Hyperparameters(Model):
     """What steers the optimisation. Whatever is absent is chosen from method, data and GPU, and shown in status.resolved."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
-    """Passes over the training part; 3 when maxSteps is absent too. Not together with maxSteps."""
+    """Passes over the training part; 3 when maxSteps is absent too, 1 with DPO. Not together with maxSteps."""
     max_steps: Positive | None = None
     """Optimizer steps. Not together with epochs."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Peak learning rate; 2e-4 for LoRA and QLoRA, 1e-5 for Full when absent; a fifth of that with lion8bit."""
+    """Peak learning rate; when absent 2e-4 for LoRA and QLoRA and 1e-5 for Full, with DPO 5e-6 and 5e-7, with ORPO 8e-5 and 8e-6; a fifth of that with lion8bit."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
     """Examples an optimizer step, over all GPUs."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -246,7 +259,9 @@ class Hyperparameters(Model):
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass to save memory; only when the estimate asks for it, if absent."""
     loss: LossOn | None = None
-    """Tokens that are trained on: assistant (every assistant turn), completion (the last turn only), all. assistant when absent; all for text."""
+    """Tokens that are trained on: assistant (every assistant turn), completion (the last turn only), all. assistant when absent; all for text; completion with preferences, where nothing else works."""
+    beta: Annotated[float, Field(gt=0, le=100)] | None = None
+    """With DPO how strongly the model is held to the base model, with ORPO the weight of the preference beside the answer's own loss; 0.1 when absent."""
 
 
 class Samples(Model):
@@ -318,6 +333,8 @@ class TuningSpec(Model):
 
     method: Method
     """How the model is tuned: LoRA (adapters), QLoRA (adapters on a 4-bit base) or Full (all weights)."""
+    objective: Objective = Objective.SFT
+    """What it is tuned towards: SFT (the answers of the data); with data in the format preference DPO (better answers before worse ones, measured against the base model: Rafailov et al. 2023, arXiv:2305.18290) or ORPO (the better answers, and away from the worse: Hong et al. 2024, arXiv:2403.07691)."""
     model: ModelSource
     """The base model."""
     dataset: DatasetSource

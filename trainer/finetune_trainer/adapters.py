@@ -53,8 +53,6 @@ def attach(
 
 def check_adapters(folder: Path, lora: Lora, *, quantised: bool) -> None:
     """Check names and rank against a model folder's configuration, without weights. Raises CONFIG_INVALID."""
-    if lora == Lora(alpha=lora.alpha, dropout=lora.dropout):
-        return  # nothing is named: seconds saved
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -8,8 +8,8 @@ from typing import Any
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.run_config import RunConfig
 from finetune_contract.shape import ModelShape, UnknownShapeError
-from finetune_contract.spec import Method
-from finetune_trainer.adapters import check_adapters
+from finetune_contract.spec import Lora
+from finetune_trainer.adapters_check import check_apart
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.fetch import fetch_model
@@ -42,8 +42,7 @@ def read_base_model(config: RunConfig, env: Environment) -> BaseModel:
         shape = ModelShape.from_config_json(content)
     except UnknownShapeError as error:
         raise TrainerError(ExitCode.MODEL_INVALID, f"The model cannot be used: {error}.") from error
-    if config.spec.method is not Method.FULL and config.spec.lora:
-        check_adapters(fetched.path, config.spec.lora, quantised=config.spec.method is Method.QLORA)
+    check_apart(fetched.path, config.spec.lora or Lora(), config.spec.method)
     tokenizer = load_tokenizer(fetched.path, config.spec.model.new_tokens)
     limits = [shape.positions, tokenizer.model_max_length]
     return BaseModel(

@@ -11,6 +11,7 @@ from finetune_contract.spec import Method
 
 if TYPE_CHECKING:
     from finetune_trainer.export import Lineage
+    from finetune_trainer.summary import Training
 
 _SCORES = (("loss", "Held-out loss"), ("perplexity", "Perplexity"), ("exact_match", "Exact match"))
 
@@ -72,10 +73,24 @@ def training_rows(lineage: Lineage) -> list[tuple[str, str]]:
     ]
     if training.stopped_early:
         rows.append(("Stopped early", training.stopped_early))
+    if resolved.beta is not None:
+        rows.insert(1, ("Objective", f"{lineage.config.spec.objective}, beta {resolved.beta:g}"))
+        rows += _preference_rows(training)
     if lineage.config.spec.method is not Method.FULL and resolved.lora_alpha is not None:
         rank = lineage.config.spec.lora.rank if lineage.config.spec.lora else None
         rows.insert(1, ("LoRA", f"alpha {resolved.lora_alpha:g}" + (f", rank {rank}" if rank else "")))
     return rows
+
+
+def _preference_rows(training: Training) -> list[tuple[str, str]]:
+    """Return how often and by how much the better of two held-out answers is preferred, at the exported step."""
+    step = training.best_step or training.steps
+    measured = zip(training.held_out_accuracies, training.held_out_margins, strict=True)
+    return [
+        ("Better answer preferred", f"{accuracy.value:.1%} of the held-out pairs, margin {margin.value:.3g}")
+        for accuracy, margin in measured
+        if accuracy.step == step
+    ]
 
 
 def _front_matter(lineage: Lineage) -> str:

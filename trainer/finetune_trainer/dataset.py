@@ -20,14 +20,17 @@ from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.prepared import Prepared, Shard
 from finetune_contract.run_config import RunConfig
+from finetune_contract.spec import DatasetFormat
 from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.storage import Store
 
 IGNORED = -100
 """Label of a token that no loss is taken on."""
 
-Row = dict[str, list[int]]
-"""One example: `input_ids` and `labels`."""
+Row = dict[str, list[Any]]
+"""One example: `input_ids` and `labels`; of a preference `rejected_ids` and `rejected_labels`, too."""
+SINGLE = ["input_ids", "labels"]
+PAIR = [*SINGLE, "rejected_ids", "rejected_labels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ def fetch_data(config: RunConfig, prepared: Prepared, store: Store, *, folder: P
     """Fetch the shards that prepared.json lists into a folder. Raises PREPARED_DATA_CHANGED."""
     from datasets import Dataset
 
+    columns = PAIR if prepared.dataset.format is DatasetFormat.PREFERENCE else SINGLE
     train, validation = (
         [str(_fetch_shard(config, shard, store, folder)) for shard in prepared.shards if shard.split == split]
         for split in ("train", "validation")
@@ -74,8 +78,8 @@ def fetch_data(config: RunConfig, prepared: Prepared, store: Store, *, folder: P
     held_out = folder / "held-out.jsonl"
     _download(store, paths.join(config.run_uri, prepared.held_out), held_out)
     return Data(
-        train=Dataset.from_parquet(train, cache_dir=str(folder / "arrow"), columns=["input_ids", "labels"]),
-        validation=_rows(validation),
+        train=Dataset.from_parquet(train, cache_dir=str(folder / "arrow"), columns=columns),
+        validation=_rows(validation, columns),
         questions=[_question(json.loads(line)) for line in held_out.read_text(encoding="utf-8").splitlines() if line],
     )
 
@@ -90,6 +94,14 @@ def batches_by_length(rows: Sequence[Row], *, max_tokens: int) -> Iterator[list[
         batch.append(row)
     if batch:
         yield batch
+
+
+def row_lengths(rows: Any) -> list[int]:
+    """Return each example's tokens: of a preference those of the longer side."""
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    if "rejected_ids" not in rows.column_names:
+        return lengths
+    return [max(length, len(ids)) for length, ids in zip(lengths, rows["rejected_ids"], strict=True)]
 
 
 def collator(prepared: Prepared, *, flatten: bool) -> Any:
@@ -114,12 +126,12 @@ def _download(store: Store, uri: str, path: Path) -> str:
         raise _changed(f"{uri} is not there") from error
 
 
-def _rows(files: list[str]) -> list[Row]:
+def _rows(files: list[str], columns: list[str]) -> list[Row]:
     from pyarrow import parquet
 
     rows: list[Row] = []
     for file in files:
-        rows += parquet.read_table(file, columns=["input_ids", "labels"]).to_pylist()
+        rows += parquet.read_table(file, columns=columns).to_pylist()
     return rows
 
 

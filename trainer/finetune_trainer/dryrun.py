@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from finetune_contract.estimate import STATE_BYTES
-from finetune_trainer.dataset import IGNORED
+from finetune_trainer.dataset import IGNORED, row_lengths
 from finetune_trainer.failures import is_accelerator_out_of_memory
 from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop, require_finite
@@ -99,7 +99,7 @@ def dry_run(loop: Loop, *, micro_batch: int) -> None:
 def longest_batch(loop: Loop, micro_batch: int) -> dict[str, Any]:
     """Return the batch of the longest examples."""
     rows = loop.train_dataset
-    lengths = [len(ids) for ids in rows["input_ids"]]
+    lengths = row_lengths(rows)
     longest = sorted(range(len(lengths)), key=lambda index: -lengths[index])[:micro_batch]
     batch: dict[str, Any] = loop.data_collator([rows[index] for index in longest])
     return batch

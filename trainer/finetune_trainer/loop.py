@@ -81,7 +81,7 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
             processing_class=tokenizer,
             train_dataset=data.train,
             eval_dataset=data.train.select([0]),  # asked for, but `evaluate` measures on its own
-            data_collator=collator(prepared, flatten=flatten),
+            data_collator=self._collator(flatten=flatten),
         )
         self.remove_callback(PrinterCallback)
         self.model.register_forward_pre_hook(_without_needless_mask, with_kwargs=True)
@@ -123,18 +123,16 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the held-out loss, and keep the weights if they are the best so far."""
         try:
-            loss = held_out_loss(
-                self.model, self._data.validation, prepared=self._prepared, safe_point=_stop_evaluation_if_told
-            )
+            metrics = self._measure()
         except _StopEvaluationError:
             self.control.should_evaluate = False  # the next attempt measures at its start
             self.control.should_save = self.control.should_training_stop = True
             return {}
+        loss = metrics["eval_loss"]
         require_finite(loss, f"held-out loss at step {self.state.global_step}")
         if self.best is None or loss < self.best.loss:
             self._keep_as_best(loss)
-        metrics = {"eval_loss": loss}
-        self.log(metrics)
+        self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._stop_if_it_no_longer_falls()
         return metrics
@@ -144,6 +142,15 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
         """Why the run ended before its last step, if it did."""
         reached_end = self.state.global_step >= self.args.max_steps
         return None if reached_end else stop_reason(self.state.log_history, patience=self._patience)
+
+    def _measure(self) -> dict[str, float]:
+        """Return what is measured on the held-out part: `eval_loss`, and more where there is more."""
+        rows, stop = self._data.validation, stop_evaluation_if_told
+        return {"eval_loss": held_out_loss(self.model, rows, prepared=self._prepared, safe_point=stop)}
+
+    def _collator(self, *, flatten: bool) -> Any:
+        """Return what makes batches of examples."""
+        return collator(self._prepared, flatten=flatten)
 
     def load_best(self) -> None:
         """Put the best weights into the model; those of the last step are there if nothing was measured."""
@@ -259,7 +266,8 @@ def require_finite(value: float, what: str) -> None:
         )
 
 
-def _stop_evaluation_if_told() -> None:
+def stop_evaluation_if_told() -> None:
+    """Put a measurement inside training off, if the run is told to stop."""
     if PREEMPTION.requested:
         raise _StopEvaluationError
 

@@ -27,10 +27,10 @@ from finetune_contract.resolve import (
     choose,
     choose_loss,
     resolve,
-    what_would_fit,
 )
 from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.shape import ModelShape
+from finetune_contract.would_fit import what_would_fit
 from finetune_trainer.base_model import BaseModel, read_base_model
 from finetune_trainer.claim import claim_run
 from finetune_trainer.data.advice import warnings
@@ -153,7 +153,9 @@ def _read_data(config: RunConfig, model: BaseModel, scratch: Path) -> Data:
         said.append(f"{seen.examples} examples ({seen.format}), {plan.held_out} held out")
     with _phase("tokens") as said:
         started = time.monotonic()
-        encoder = Encoder(model.tokenizer, shape=seen.format, loss=choose_loss(config.spec, seen.format))
+        encoder = Encoder(
+            model.tokenizer, shape=seen.format, loss=choose_loss(config.spec, seen.format), chat=seen.chat
+        )
         held_out = HeldOut(config.spec.evaluation.max_examples)
         tokens = tokenise(
             parts, plan=plan, encoder=encoder, tokenizer=model.tokenizer, held_out=held_out, folder=scratch

@@ -59,10 +59,12 @@ def completed_run(config: RunConfig, store: Store) -> tuple[TrainResult, str] | 
 
 def result_of(training: Training, manifest: Manifest) -> TrainResult:
     """Return the train stage's result, as its termination message carries it."""
+    tuned = manifest.evaluation.tuned.loss if manifest.evaluation else None
     return TrainResult(
         step=training.steps,
         loss=training.loss,
-        eval_loss=manifest.evaluation.tuned.loss if manifest.evaluation else None,
+        # With preferences the tuned model's loss is that of the better answers, not of the objective.
+        eval_loss=training.best_loss if training.held_out_margins else tuned,
         resumed_from_step=training.resumed_from_step,
         checkpoint_step=training.checkpoint_step,
         artifacts=manifest.artifacts,

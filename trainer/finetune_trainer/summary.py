@@ -37,6 +37,10 @@ class Training(Model):
     """What an expert would change next time."""
     losses: tuple[Point, ...] = ()
     held_out_losses: tuple[Point, ...] = ()
+    held_out_accuracies: tuple[Point, ...] = ()
+    """Of preferences: share of held-out pairs of which the better answer has the higher reward."""
+    held_out_margins: tuple[Point, ...] = ()
+    """Of preferences: mean difference of both answers' rewards."""
 
 
 def curve(history: Sequence[dict[str, Any]], name: str) -> tuple[Point, ...]:

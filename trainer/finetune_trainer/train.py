@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from finetune_contract.outcome import TrainResult
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.samples import Sample
-from finetune_contract.spec import Lora
+from finetune_contract.spec import Lora, Objective
 from finetune_trainer.callbacks import Report, SaveCheckpoints, StopOnDivergence, StopOnNonFinite
 from finetune_trainer.checkpoint import CheckpointUploader, restore_newest
 from finetune_trainer.claim import claim_run
@@ -35,7 +36,10 @@ from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop, loop_arguments
 from finetune_trainer.model import load_for_training, save_result, set_recomputation, trained_in_float32
 from finetune_trainer.preemption import PREEMPTION
+from finetune_trainer.preference import Preference
+from finetune_trainer.preference_loop import ACCURACY, MARGIN, PreferenceLoop
 from finetune_trainer.progress import Poster, Progress
+from finetune_trainer.reference import with_reference
 from finetune_trainer.results import completed_run
 from finetune_trainer.samples import KeepSamples, SampleFile, prompts_to_ask
 from finetune_trainer.storage import Store, open_store
@@ -114,12 +118,14 @@ def _get_ready(run: _Run) -> tuple[Loop, Measured]:
     log.info("loading %s for %s", run.config.spec.model.uri, run.config.spec.method)
     model = load_for_training(run.config, run.prepared.resolved, run.fetched.path, run.tokenizer)
     resolved, early_stopping = run.prepared.resolved, run.config.spec.evaluation.early_stopping
+    preference = _preference(run)
+    kind = partial(PreferenceLoop, preference=preference) if preference else Loop
 
     def make(plan: Plan) -> Loop:
         micro_batch, chosen = plan.micro_batch, resolved.model_copy(update={"gradient_checkpointing": plan.recompute})
         set_recomputation(model, on=plan.recompute)
         arguments = loop_arguments(run.config, chosen, micro_batch=micro_batch, folder=run.folder / "loop")
-        loop = Loop(
+        loop = kind(
             model=model,
             tokenizer=run.tokenizer,
             data=run.data,
@@ -136,10 +142,19 @@ def _get_ready(run: _Run) -> tuple[Loop, Measured]:
     wanted = Plan(_wanted_micro_batch(run), resolved.gradient_checkpointing)
     free = run.config.spec.hyperparameters.gradient_checkpointing is None
     loop = fit(make, plans(wanted, batch_size=resolved.batch_size, free=free))
+    if isinstance(loop, PreferenceLoop) and preference and preference.needs_reference:
+        loop.compare_with(
+            with_reference(loop.model, run.data, prepared=run.prepared, config=run.config, store=run.store)
+        )
     base = measure_base(
         loop.model, run.tokenizer, data=run.data, prepared=run.prepared, config=run.config, store=run.store
     )
     return loop, base
+
+
+def _preference(run: _Run) -> Preference | None:
+    objective, beta = run.config.spec.objective, run.prepared.resolved.beta
+    return None if objective is Objective.SFT or beta is None else Preference(objective, beta)
 
 
 def _wanted_micro_batch(run: _Run) -> int:
@@ -208,6 +223,8 @@ def _training(loop: Loop, *, resumed_from: int | None) -> Training:
         warnings=(str(found),) if (found := overfitting(history)) else (),
         losses=losses,
         held_out_losses=curve(history, "eval_loss"),
+        held_out_accuracies=curve(history, f"eval_{ACCURACY}"),
+        held_out_margins=curve(history, f"eval_{MARGIN}"),
     )
 
 
@@ -215,7 +232,8 @@ def _evaluate(run: _Run, loop: Loop, training: Training) -> Measured:
     log.info("evaluating the tuned model on %d held-out examples", len(run.data.validation))
     tuned = measure(loop.model, run.tokenizer, data=run.data, prepared=run.prepared, config=run.config)
     loss, expected = tuned.scores.loss, training.best_loss
-    if loss is not None and expected is not None and abs(loss - expected) > _SAME * max(expected, 1.0):
+    same_measure = run.config.spec.objective is Objective.SFT
+    if same_measure and loss is not None and expected is not None and abs(loss - expected) > _SAME * max(expected, 1.0):
         raise TrainerError(
             ExitCode.INTERNAL_ERROR,
             f"The best weights give a held-out loss of {loss:.4f}, measured as {expected:.4f} in training.",

@@ -133,6 +133,23 @@ JOB_RULES: tuple[Rule, ...] = (
         lambda lora: lora.get("dora") is not True or _default_start(lora),
     ),
     Rule(
+        ("spec",),
+        "!has(self.dataset.format) || "
+        "(self.dataset.format == 'preference') == (has(self.objective) && self.objective != 'SFT')",
+        "dataset.format preference is for objectives DPO and ORPO, and they need it: set objective, or another format",
+        lambda spec: (
+            "format" not in spec["dataset"]
+            or (spec["dataset"]["format"] == "preference") == (spec.get("objective", "SFT") != "SFT")
+        ),
+    ),
+    Rule(
+        ("spec",),
+        "!has(self.hyperparameters) || !has(self.hyperparameters.beta) || "
+        "(has(self.objective) && self.objective != 'SFT')",
+        "hyperparameters.beta is for objectives DPO and ORPO: remove it, or set objective",
+        lambda spec: "beta" not in spec.get("hyperparameters", {}) or spec.get("objective", "SFT") != "SFT",
+    ),
+    Rule(
         ("spec", "hyperparameters"),
         "!(has(self.epochs) && has(self.maxSteps))",
         "epochs and maxSteps exclude each other: keep one",

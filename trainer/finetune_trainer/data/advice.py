@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from finetune_contract.spec import Method
+from finetune_contract.spec import Method, Objective
 
 FEW = 200
 ENOUGH = "aim for 500 to 2000"
@@ -23,6 +23,10 @@ RATES: dict[Method, tuple[float, float]] = {
     Method.QLORA: (1e-5, 5e-4),
     Method.FULL: (1e-6, 5e-5),
 }
+
+
+SHARES: dict[Objective, float] = {Objective.SFT: 1.0, Objective.DPO: 0.05, Objective.ORPO: 0.5}
+"""Of those rates, with other objectives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class Observed:
     """The template's end-of-turn token, if generation does not stop at it by itself."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Parts of conversations that the chat template drops, and of how many."""
+    objective: Objective = Objective.SFT
 
 
 def warnings(seen: Observed) -> tuple[str, ...]:
@@ -72,10 +77,11 @@ def _all(seen: Observed) -> Iterator[str]:
 
 
 def _about_learning(seen: Observed) -> Iterator[str]:
-    low, high = RATES[seen.method]
+    low, high = (bound * SHARES[seen.objective] for bound in RATES[seen.method])
     if not low <= seen.learning_rate <= high:
         word = "high" if seen.learning_rate > high else "low"
-        yield f"learningRate {seen.learning_rate:g} is {word} for {seen.method}: {low:g} to {high:g} is usual."
+        method = f"{seen.method}{_with(seen.objective)}"
+        yield f"learningRate {seen.learning_rate:g} is {word} for {method}: {low:g} to {high:g} is usual."
     if seen.examples < FEW:
         yield f"Only {seen.examples} examples: below {FEW} a model memorises instead of learning; {ENOUGH}."
     if seen.epochs > MANY_EPOCHS and seen.train_examples < SMALL:
@@ -106,6 +112,10 @@ def _about_template(seen: Observed) -> Iterator[str]:
             f"The chat template ends turns with {seen.stop_token}, at which the model's generation does not stop: "
             "add it to eos_token_id in its generation_config.json, or answers may run on."
         )
+
+
+def _with(objective: Objective) -> str:
+    return "" if objective is Objective.SFT else f" with {objective}"
 
 
 def _about_lengths(seen: Observed) -> Iterator[str]:

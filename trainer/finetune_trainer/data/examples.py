@@ -58,6 +58,8 @@ class Conversation:
     turns: tuple[Turn, ...]
     tools: str = ""
     """JSON of the list of tools that the assistant may call; "" where there is none."""
+    rejected: Turn | None = None
+    """The worse answer in place of the last turn, in data of preferences."""
 
     @property
     def question(self) -> str:
@@ -76,6 +78,8 @@ class PromptCompletion:
 
     prompt: str
     completion: str
+    rejected: str | None = None
+    """The worse completion, in data of preferences."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@
     promptCompletion  {"prompt": "…", "completion": "…"}
     instruction       {"instruction": "…", "input": "…", "output": "…"}, input may be absent
     text              {"text": "…"}
+    preference        {"prompt": "…", "chosen": "…", "rejected": "…"}, see preference.py
 
 Other fields of a record are ignored, so that identifiers and sources may stay in the data.
 """
@@ -18,6 +19,7 @@ from typing import Any
 from finetune_contract.spec import Columns, DatasetFormat
 from finetune_trainer.data.conversations import from_messages, from_share_gpt, with_system
 from finetune_trainer.data.examples import Conversation, Example, PromptCompletion, Text, Turn
+from finetune_trainer.data.preference import parse_preference
 from finetune_trainer.data.problems import BadExampleError
 from finetune_trainer.data.values import names_of, text_of
 
@@ -28,11 +30,11 @@ FIELDS: dict[DatasetFormat, tuple[str, ...]] = {
     DatasetFormat.PROMPT_COMPLETION: ("prompt", "completion"),
     DatasetFormat.INSTRUCTION: ("instruction", "output"),
     DatasetFormat.TEXT: ("text",),
+    DatasetFormat.PREFERENCE: ("chosen", "rejected"),
 }
 CHAT = frozenset({DatasetFormat.MESSAGES, DatasetFormat.SHARE_GPT, DatasetFormat.INSTRUCTION})
 """Formats that become conversations."""
 _OPTIONAL = ("input", "system", "tools")
-_NOT_SUPPORTED = {"chosen": "preference pairs"}
 
 
 _AS_NAMED = Columns()
@@ -65,9 +67,6 @@ def detect(value: dict[str, Any]) -> DatasetFormat:
     """Return the format whose fields the record has. Raises BadExampleError."""
     if found := _detected(value):
         return found
-    for field, name in _NOT_SUPPORTED.items():
-        if field in value:
-            raise BadExampleError(f"looks like {name}, which is not supported: convert it to messages")
     wanted = ", ".join("+".join(fields) for fields in FIELDS.values())
     raise BadExampleError(
         f"has the fields {names_of(value)}; wanted is one of: {wanted}; dataset.columns can name others"
@@ -94,7 +93,7 @@ def _mapped(value: dict[str, Any], columns: Columns) -> dict[str, Any]:
     return found
 
 
-def _example(value: dict[str, Any], shape: DatasetFormat) -> Example:
+def _example(value: dict[str, Any], shape: DatasetFormat) -> Example:  # noqa: C901 - one case a format
     for field in FIELDS[shape]:
         if field not in value:
             raise BadExampleError(f'has no "{field}", which {shape} needs (its fields: {names_of(value)})')
@@ -109,6 +108,10 @@ def _example(value: dict[str, Any], shape: DatasetFormat) -> Example:
             return _instruction(value)
         case DatasetFormat.TEXT:
             return Text(text_of(value["text"], '"text"'))
+        case DatasetFormat.PREFERENCE:
+            return parse_preference(
+                value, converse=lambda turns: from_messages({**value, "messages": turns}), text=text_of
+            )
 
 
 def _instruction(value: dict[str, Any]) -> Conversation:

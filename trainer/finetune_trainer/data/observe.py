@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from finetune_contract.resolve import RATES, epochs_of
+from finetune_contract.defaults import usual_rate
+from finetune_contract.resolve import epochs_of
 from finetune_contract.spec import TuningSpec
 from finetune_trainer.data.advice import Observed
 from finetune_trainer.data.plan import Plan
@@ -26,6 +27,7 @@ def observe(spec: TuningSpec, seen: Survey, plan: Plan, *, train_examples: int) 
         system_prompts=len(seen.system_prompts),
         one_prompt=plan.by_whole,
         method=spec.method,
-        learning_rate=spec.hyperparameters.learning_rate or RATES[spec.method],
+        objective=spec.objective,
+        learning_rate=spec.hyperparameters.learning_rate or usual_rate(spec)[0],
         epochs=epochs_of(spec, train_examples=train_examples),
     )

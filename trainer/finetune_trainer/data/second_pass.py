@@ -14,6 +14,7 @@ from finetune_trainer.data.examples import Conversation, Example, texts_of
 from finetune_trainer.data.held_out import HeldOut
 from finetune_trainer.data.parts import Part
 from finetune_trainer.data.plan import HELD_OUT, LEFT_OUT, Plan
+from finetune_trainer.data.preference import paired, with_other_sides
 from finetune_trainer.data.progress import told
 from finetune_trainer.data.shards import Spool
 from finetune_trainer.data.survey import examples
@@ -57,7 +58,7 @@ def tokenise(
     for batch, encoded in _encoded(_batches(parts, plan), encoder):
         sides: tuple[list[Encoded], list[Encoded]] = ([], [])
         for (number, _, example), one in zip(batch, encoded, strict=True):
-            lengths.append(len(one.input_ids))
+            lengths.append(max(len(one.input_ids), len(one.rejected_ids)))
             special += _mentions(example, names)
             left_out.update(one.left_out)
             if (use := plan.uses[number]) == HELD_OUT:
@@ -97,13 +98,13 @@ def _encoded(batches: Iterable[list[Numbered]], encoder: Encoder) -> Iterator[tu
     with ThreadPoolExecutor(1, thread_name_prefix="tokens") as native:
         waiting: deque[tuple[list[Numbered], list[Page], Future[list[Any]]]] = deque()
         for batch in batches:
-            pages = encoder.render([(where, example) for _, where, example in batch])
+            pages = encoder.render(with_other_sides([(where, example) for _, where, example in batch]))
             waiting.append((batch, pages, native.submit(encoder.tokens, pages)))
             if len(waiting) > 1:
                 done, before, future = waiting.popleft()
-                yield done, encoder.label(before, future.result())
+                yield done, paired(encoder.label(before, future.result()), len(done))
         for done, before, future in waiting:
-            yield done, encoder.label(before, future.result())
+            yield done, paired(encoder.label(before, future.result()), len(done))
 
 
 def _batches(parts: Sequence[Part], plan: Plan) -> Iterator[list[Numbered]]:

@@ -1,6 +1,7 @@
 """Tokens on disk: a spool of uncut examples while the lengths are not known, then the shards that train reads.
 
-A shard is Parquet with the columns `input_ids` and `labels`, of about SHARD_TOKENS tokens (64 MB before compression).
+A shard is Parquet with the columns `input_ids` and `labels`, for preferences `rejected_ids` and `rejected_labels` too,
+of about SHARD_TOKENS tokens (64 MB before compression).
 """
 
 from __future__ import annotations
@@ -21,23 +22,25 @@ ROWS_AT_ONCE = 4096
 
 Part = Literal["train", "validation"]
 
+SINGLE = ("input_ids", "labels")
+PAIR = (*SINGLE, "rejected_ids", "rejected_labels")
 _TOKENS = pa.list_(pa.int32())
-_SCHEMA = pa.schema([("input_ids", _TOKENS), ("labels", _TOKENS)])
 
 
 class Spool:
     """Uncut examples of one part of the split, appended in reading order."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: tuple[str, ...] = SINGLE) -> None:
         self._path = path
-        self._writer = pq.ParquetWriter(path, _SCHEMA, compression="zstd", compression_level=1)
+        self._schema = pa.schema([(name, _TOKENS) for name in columns])
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", compression_level=1)
 
     def append(self, examples: Sequence[Encoded]) -> None:
         """Write examples."""
         if not examples:
             return
-        columns = [pa.array([getattr(one, name) for one in examples], type=_TOKENS) for name in _SCHEMA.names]
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA))
+        columns = [pa.array([getattr(one, name) for one in examples], type=_TOKENS) for name in self._schema.names]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
 
     def close(self) -> Path:
         """Finish the file and return it."""
@@ -88,21 +91,53 @@ def _cut_tables(spool: Path, longest: int, cut: Cut) -> Iterator[pa.Table]:
 
 
 def _cut(batch: Any, longest: int, cut: Cut) -> pa.Table:
-    """Cut each row at the end, and keep the rows that still teach something."""
-    ids, labels = batch.column("input_ids"), batch.column("labels")
-    lengths = np.diff(ids.offsets.to_numpy())
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    places = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    values, targets = ids.flatten().to_numpy(), labels.flatten().to_numpy()
-    trained = np.bincount(rows[(places < longest) & (targets != IGNORED)], minlength=len(lengths))
-    kept = (places < longest) & (trained[rows] > 0)
-    sizes = np.minimum(lengths, longest)[trained > 0]
-    cut.rows += len(sizes)
-    cut.tokens += int(sizes.sum())
-    cut.loss_tokens += int(trained.sum())
-    cut.truncated += int((lengths > longest).sum())
-    cut.dropped += int((trained == 0).sum())
-    return pa.Table.from_arrays([_lists(values[kept], sizes), _lists(targets[kept], sizes)], schema=_SCHEMA)
+    """Cut each row at the end, and keep the rows that still teach something: each side of a pair something else."""
+    names = batch.schema.names
+    sides = [
+        _Side(batch.column(ids), batch.column(labels), longest)
+        for ids, labels in zip(names[::2], names[1::2], strict=True)
+    ]
+    teaches = np.all([side.trained > 0 for side in sides], axis=0)
+    if len(sides) > 1:
+        teaches &= ~_equal(sides[0], sides[1])
+    cut.rows += int(teaches.sum())
+    cut.tokens += sum(int(side.sizes[teaches].sum()) for side in sides)
+    cut.loss_tokens += sum(int(side.trained[teaches].sum()) for side in sides)
+    cut.truncated += int(np.any([side.lengths > longest for side in sides], axis=0).sum())
+    cut.dropped += int((~teaches).sum())
+    return pa.Table.from_arrays([column for side in sides for column in side.columns(teaches)], names=names)
+
+
+class _Side:
+    """Tokens and labels of many rows, cut."""
+
+    def __init__(self, ids: Any, labels: Any, longest: int) -> None:
+        self.lengths = np.diff(ids.offsets.to_numpy())
+        self.sizes = np.minimum(self.lengths, longest)
+        self._rows = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        self._starts = np.cumsum(self.lengths) - self.lengths
+        self._inside = np.arange(len(self._rows)) - np.repeat(self._starts, self.lengths) < longest
+        self._ids, self._labels = ids.flatten().to_numpy(), labels.flatten().to_numpy()
+        counted = self._rows[self._inside & (self._labels != IGNORED)]
+        self.trained = np.bincount(counted, minlength=len(self.lengths))
+
+    def columns(self, kept: Any) -> list[pa.Array]:
+        """Return tokens and labels of the rows that are kept."""
+        places, sizes = self._inside & kept[self._rows], self.sizes[kept]
+        return [_lists(values[places], sizes) for values in (self._ids, self._labels)]
+
+    def row(self, number: Any) -> Any:
+        """Return one row's tokens."""
+        start = self._starts[number]
+        return self._ids[start : start + self.sizes[number]]
+
+
+def _equal(one: _Side, other: _Side) -> Any:
+    """Say of each row whether both sides are equal after cutting."""
+    same = one.sizes == other.sizes
+    for number in np.flatnonzero(same):
+        same[number] = np.array_equal(one.row(number), other.row(number))
+    return same
 
 
 def _lists(values: Any, sizes: Any) -> pa.Array:
@@ -118,4 +153,4 @@ def _write(tables: list[pa.Table], folder: Path, part: Part, *, number: int) -> 
 
 
 def _tokens(table: pa.Table) -> int:
-    return sum(len(chunk.values) for chunk in table.column("input_ids").chunks)
+    return sum(len(chunk.values) for name in table.column_names[::2] for chunk in table.column(name).chunks)

@@ -44,6 +44,11 @@ class Survey:
         return len(self.wholes)
 
     @property
+    def chat(self) -> bool:
+        """Whether the examples are conversations."""
+        return bool(self.system_prompts)
+
+    @property
     def duplicates(self) -> int:
         """Examples equal to an earlier one."""
         return self.examples - len(np.unique(np.frombuffer(self.wholes, dtype=np.uint64)))

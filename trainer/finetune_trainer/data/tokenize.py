@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_contract.exit_codes import ExitCode
@@ -30,6 +30,9 @@ class Encoded:
     labels: list[int]
     left_out: tuple[str, ...] = ()
     """What the chat template left out of it: "system", "tools"."""
+    rejected_ids: list[int] = field(default_factory=list)
+    """The worse answer after the same prompt, in data of preferences."""
+    rejected_labels: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,12 @@ class Page:
 class Encoder:
     """Turns examples of one format into ids and labels, a batch at a time on all cores."""
 
-    def __init__(self, tokenizer: Any, *, shape: DatasetFormat, loss: LossOn) -> None:
+    def __init__(self, tokenizer: Any, *, shape: DatasetFormat, loss: LossOn, chat: bool = False) -> None:
+        """`chat` says whether preferences are conversations."""
         if not tokenizer.is_fast:
             raise TrainerError(ExitCode.MODEL_INVALID, "The model folder has no tokenizer.json: save a fast tokenizer.")
         self._loss = loss
-        self._template = ChatTemplate(tokenizer) if shape in CHAT else None
+        self._template = ChatTemplate(tokenizer) if chat or shape in CHAT else None
         self._backend = tokenizer.backend_tokenizer
         # A tokenizer.json may ask for both; here they would cut and pad silently.
         self._backend.no_truncation()

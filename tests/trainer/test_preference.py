@@ -1,0 +1,224 @@
+"""Preference objectives: losses as TRL computes them, steps that the micro-batch does not change, and whole runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyarrow import parquet
+
+from finetune_contract import paths
+from finetune_contract.exit_codes import ExitCode
+from finetune_contract.prepared import Prepared
+from finetune_contract.run_config import JobIdentity, RunConfig
+from finetune_contract.spec import Objective, TuningSpec
+from finetune_trainer.callbacks import Report
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.model import load_base
+from finetune_trainer.preemption import PREEMPTION
+from finetune_trainer.preference import Answers, Preference
+from finetune_trainer.stage import run_stage
+from tests.support.datasets import write_lines
+from tests.support.models import tiny_llama
+from tests.support.prepared import Case, make_environment
+from tests.support.training import THIRD_PARTY, forget_preemption, make_case, train
+
+pytestmark = THIRD_PARTY
+
+TOLERANCE = 2e-5
+"""float32, sums in another order."""
+RATES = {"DPO": 1e-2, "ORPO": 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_before() -> Iterator[None]:
+    forget_preemption()
+    yield
+    forget_preemption()
+
+
+def case_of(
+    folder: Path, objective: str, *, method: str = "LoRA", spec: dict[str, Any] | None = None, **resolved: Any
+) -> Case:
+    """Prepare a run on pairs: sums, and the same sums done wrong."""
+    settings = {"beta": 0.5, "learning_rate": RATES[objective], **resolved}
+    return make_case(folder, method=method, spec={"objective": objective, **(spec or {})}, **settings)
+
+
+def answers(*logps: float, counts: tuple[int, ...] = ()) -> Answers:
+    return Answers(sums=torch.tensor(logps), counts=torch.tensor(counts or (1,) * len(logps)))
+
+
+def test_dpo_is_the_papers_equation_7() -> None:
+    preference = Preference(Objective.DPO, beta=0.5)
+
+    found = preference.compare(answers(-1.0, -2.0, -4.0, -1.0), torch.tensor([[-2.0, -3.0], [-2.0, -2.0]]))
+
+    margins = [0.5 * ((-1 + 2) - (-4 + 3)), 0.5 * ((-2 + 2) - (-1 + 2))]
+    assert found.margins.tolist() == pytest.approx(margins)
+    assert found.losses.tolist() == pytest.approx([math.log1p(math.exp(-margin)) for margin in margins])
+
+
+def test_orpo_is_the_papers_equations_4_to_7() -> None:
+    found = Preference(Objective.ORPO, beta=0.25).compare(answers(-2.0, -6.0, counts=(4, 3)), None)
+
+    better, worse = math.exp(-0.5), math.exp(-2)
+    ratio = (better / (1 - better)) / (worse / (1 - worse))
+    assert found.losses.item() == pytest.approx(0.5 - 0.25 * math.log(ratio / (1 + ratio)))
+    assert found.margins.item() == pytest.approx(0.25 * 1.5)
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_dpo_steps_are_those_of_trls_trainer(tmp_path: Path, method: str) -> None:
+    """On the same tokens, all pairs in one step."""
+    constant = {"hyperparameters": {"scheduler": "constant", "warmupRatio": 0.0}}
+    case = case_of(tmp_path, "DPO", method=method, spec=constant, batch_size=29, micro_batch_size=29, total_steps=4)
+
+    assert list(train(case).losses.values()) == pytest.approx(trls_losses(case, tmp_path / "trl"), abs=TOLERANCE)
+
+
+def trls_losses(case: Case, folder: Path) -> list[float]:
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer, set_seed
+    from trl import DPOConfig, DPOTrainer
+
+    model_folder = Path(case.config.spec.model.uri.removeprefix("file://"))
+    model, reference = (load_base(model_folder, dtype=torch.float32) for _ in range(2))
+    if case.config.spec.method == "LoRA":
+        set_seed(42)
+        model = get_peft_model(
+            model, LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
+    arguments = DPOConfig(
+        output_dir=str(folder), beta=0.5, learning_rate=1e-2, max_steps=4, per_device_train_batch_size=29,
+        lr_scheduler_type="constant", logging_steps=1, report_to="none", use_cpu=True, bf16=False, max_length=None,
+        gradient_checkpointing=False, dataloader_pin_memory=False, save_strategy="no", weight_decay=0.0,
+        disable_tqdm=True,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    trainer = DPOTrainer(
+        model=model,
+        ref_model=None if case.config.spec.method == "LoRA" else reference,
+        args=arguments,
+        train_dataset=Dataset.from_list([_as_trl_wants(row, tokenizer) for row in rows(case)]),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def rows(case: Case) -> list[dict[str, list[int]]]:
+    found: list[dict[str, list[int]]] = parquet.read_table(case.run / "prepared/train-00000.parquet").to_pylist()
+    return found
+
+
+def _as_trl_wants(row: dict[str, list[int]], tokenizer: Any) -> dict[str, str]:
+    """Return texts, which TRL tokenises itself, an end-of-text token at the end of each answer."""
+    prompt = sum(label == -100 for label in row["labels"])
+    parts = row["input_ids"][:prompt], row["input_ids"][prompt:-1], row["rejected_ids"][prompt:-1]
+    texts = [tokenizer.decode(ids) for ids in parts]
+    return {"prompt": texts[0], "chosen": f" {texts[1]}", "rejected": f" {texts[2]}"}
+
+
+@pytest.mark.parametrize("objective", ["DPO", "ORPO"])
+def test_the_micro_batch_does_not_change_a_step(tmp_path: Path, objective: str) -> None:
+    """29 pairs in steps of 8: an epoch's last step has 5."""
+    whole, parts = (train(case_of(tmp_path / str(size), objective, micro_batch_size=size)) for size in (8, 2))
+
+    assert parts.losses == pytest.approx(whole.losses, abs=TOLERANCE)
+    assert parts.held_out_losses == pytest.approx(whole.held_out_losses, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("objective", "method"), [("DPO", "LoRA"), ("DPO", "QLoRA"), ("DPO", "Full"), ("ORPO", "LoRA"), ("ORPO", "Full")]
+)
+def test_the_better_answer_comes_to_be_preferred(tmp_path: Path, objective: str, method: str) -> None:
+    case = case_of(tmp_path, objective, method=method, total_steps=12, eval_every_steps=4)
+
+    outcome = train(case)
+
+    training = outcome.evaluation["training"]
+    margins = [point["value"] for point in training["heldOutMargins"]]
+    assert margins[-1] > margins[0]
+    assert training["heldOutAccuracies"][-1]["value"] > 0.5
+    assert outcome.result.eval_loss == min(outcome.held_out_losses.values()) < outcome.losses[1]
+    assert (case.run / paths.MANIFEST).exists()
+
+
+def test_the_base_model_is_asked_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped run goes on with what the first attempt knows of the base model, and ends as an undisturbed one."""
+    spec = {"lora": {"dropout": 0.2}}
+    undisturbed = train(case_of(tmp_path / "undisturbed", "DPO", spec=spec, eval_every_steps=3))
+    case = case_of(tmp_path / "disturbed", "DPO", spec=spec, eval_every_steps=3)
+    stopped(case, step=3, monkeypatch=monkeypatch)
+    monkeypatch.setattr("finetune_trainer.reference.reference_of", lambda *_, **__: pytest.fail("asks again"))
+
+    resumed = train(case.attempt(2))
+
+    assert resumed.result.resumed_from_step == 3
+    assert resumed.losses == undisturbed.losses
+    assert resumed.held_out_losses == undisturbed.held_out_losses
+
+
+def stopped(case: Case, *, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the signal come while that step is trained."""
+    report = Report._report_step
+
+    def report_and_stop(self: Report, state: Any, logs: dict[str, float]) -> None:
+        report(self, state, logs)
+        if state.global_step == step - 1:
+            PREEMPTION.request()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "_report_step", report_and_stop)
+        with pytest.raises(TrainerError) as failure:
+            train(case)
+    assert failure.value.code is ExitCode.PREEMPTED
+    forget_preemption()
+
+
+TEXT = [{"prompt": f"{n} plus {n}", "chosen": f" {2 * n}", "rejected": f" {2 * n + 1} plus"} for n in range(30)]
+TURNS = [
+    {
+        "prompt": [{"role": "user", "content": f"Is {n} more than {n - 1}?"}],
+        "chosen": [{"role": "assistant", "content": f"Yes, {n} is."}],
+        "rejected": [{"role": "assistant", "content": "No."}],
+    }
+    for n in range(30)
+]
+
+
+@pytest.mark.parametrize(("objective", "examples"), [("DPO", TURNS), ("ORPO", TEXT)], ids=["DPO-turns", "ORPO-text"])
+def test_preferences_go_the_whole_way(tmp_path: Path, objective: str, examples: list[dict[str, Any]]) -> None:
+    torch.set_num_threads(1)
+    data = write_lines(tmp_path / "data.jsonl", examples)
+    spec: dict[str, Any] = {
+        "method": "LoRA",
+        "objective": objective,
+        "model": {"uri": f"file://{tiny_llama(tmp_path / 'model')}"},
+        "dataset": {"uri": f"file://{data}"},
+        "output": {"uri": f"file://{tmp_path}/out"},
+        "hyperparameters": {"maxSteps": 6, "batchSize": 8, "learningRate": 1e-2, "precision": "float32"},
+        "evaluation": {"everySteps": 3},
+    }
+    env = make_environment(tmp_path)
+    job = JobIdentity(name="taste", namespace="default", uid="a-uid")
+    config = RunConfig(job=job, spec=TuningSpec.model_validate(spec), config_hash="a-hash")
+    env.config.write_text(config.to_json())
+
+    assert [run_stage(stage, env) for stage in ("prepare", "train")] == [0, 0]
+
+    run = tmp_path / "out" / "run-1"
+    prepared = Prepared.model_validate_json((run / paths.PREPARED).read_bytes())
+    assert (prepared.dataset.format, prepared.resolved.loss) == ("preference", "completion")
+    assert (prepared.resolved.beta, prepared.resolved.packing) == (0.1, False)
+    training = json.loads((run / paths.EVALUATION).read_text())["training"]
+    assert training["heldOutMargins"][-1]["value"] > 0
+    assert "| Objective | " + objective in (run / paths.MODEL_CARD).read_text()
+    assert "Better answer preferred" in (run / paths.REPORT).read_text()

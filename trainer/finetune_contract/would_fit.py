@@ -1,0 +1,46 @@
+"""What to change so that a job fits its GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from finetune_contract.defaults import sides
+from finetune_contract.estimate import Tuning, estimate
+from finetune_contract.resolve import LENGTH_STEP, Choice
+from finetune_contract.shape import ModelShape
+from finetune_contract.spec import Lora, Method, Quantization, TuningSpec
+
+
+def what_would_fit(spec: TuningSpec, choice: Choice, *, shape: ModelShape, gpu_bytes: int) -> str:
+    """Return what to change so that the job fits: a shorter sequence, QLoRA, or a larger GPU."""
+    base = Tuning(
+        method=spec.method,
+        precision=choice.precision,
+        lora=spec.lora or Lora(),
+        quantization=spec.quantization or Quantization(),
+        micro_batch=1,
+        sequence_length=choice.max_sequence_length,
+        recompute=True,
+        optimizer=spec.hyperparameters.optimizer,
+        new_tokens=len(spec.model.new_tokens),
+        sides=sides(spec),
+    )
+    for method in dict.fromkeys((spec.method, Method.LORA, Method.QLORA)):
+        length = choice.max_sequence_length
+        while length >= LENGTH_STEP:
+            tuning = replace(base, method=method, sequence_length=length)
+            if estimate(shape, tuning, gpu_bytes=gpu_bytes).fits:
+                return _advice(spec, choice, tuning)
+            length //= 2
+    return "no method fits this GPU: use a larger one or a smaller model"
+
+
+def _advice(spec: TuningSpec, choice: Choice, fits: Tuning) -> str:
+    parts = [f"method {fits.method}"] if fits.method is not spec.method else []
+    if fits.sequence_length < choice.max_sequence_length:
+        parts.append(f"maxSequenceLength {fits.sequence_length}")
+    if not parts or choice.micro_batch_size > 1:
+        parts.append("microBatchSize 1")
+    if spec.hyperparameters.gradient_checkpointing is False:
+        parts.append("gradientCheckpointing true")
+    return f"this would fit: {', '.join(parts)}"

@@ -142,6 +142,15 @@ def test_layers_are_chosen_by_name(tmp_path: Path) -> None:
     assert {name.split(".layers.")[1] for name in trained} == attention - {"0.self_attn.o_proj"}
 
 
+def test_the_model_card_tells_how(tmp_path: Path) -> None:
+    spec = {"rank": 4, "dora": True, "rslora": True, "loraPlusRatio": 8, "modulesToSave": ["lm_head"]}
+    case = variant(tmp_path, spec, total_steps=1)
+
+    card = (train(case).run / paths.MODEL_CARD).read_text()
+
+    assert "| LoRA | alpha 4, rank 4, rsLoRA, DoRA, rate of B x 8, lm_head trained whole |" in card
+
+
 @pytest.mark.parametrize("initialization", ["pissa", "olora"])
 def test_the_start_takes_nothing_from_the_model(tmp_path: Path, initialization: str) -> None:
     """The weights are taken apart: until something is trained, their sum says what the base says."""

@@ -164,6 +164,15 @@ def test_the_optimizers_state_is_counted(optimizer: str, bytes_each: float) -> N
     assert found / trained == pytest.approx(bytes_each, rel=0.01)
 
 
+def test_new_tokens_cost_a_copy_of_the_embeddings_with_adapters() -> None:
+    """Recomputation keeps it out of the way of activations: then it stands at the highest moment."""
+    plain, with_new = (
+        estimate(LLAMA_8B, tuning(recompute=True, sequence_length=64, new_tokens=count)).breakdown for count in (0, 2)
+    )
+    added = 2 * 2 * LLAMA_8B.vocab * LLAMA_8B.hidden
+    assert with_new["copies"] - plain["copies"] == pytest.approx(added, rel=0.01)
+
+
 def test_8_bit_moments_of_full_tuning_leave_out_the_embeddings() -> None:
     full = tuning(Method.FULL, optimizer=Optimizer.ADAMW_8BIT)
     embeddings = LLAMA_8B.vocab * LLAMA_8B.hidden

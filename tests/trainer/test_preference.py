@@ -19,6 +19,7 @@ from finetune_contract.run_config import JobIdentity, RunConfig
 from finetune_contract.spec import Objective, TuningSpec
 from finetune_trainer.callbacks import Report
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.loop import Loop
 from finetune_trainer.model import load_base
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.preference import Answers, Preference
@@ -149,6 +150,15 @@ def test_the_better_answer_comes_to_be_preferred(tmp_path: Path, objective: str,
     assert training["heldOutAccuracies"][-1]["value"] > 0.5
     assert outcome.result.eval_loss == min(outcome.held_out_losses.values()) < outcome.losses[1]
     assert (case.run / paths.MANIFEST).exists()
+
+
+def test_the_best_weights_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are not those of the best step show before they are exported."""
+    monkeypatch.setattr(Loop, "load_best", lambda loop: loop.model.get_output_embeddings().weight.data.mul_(9))
+
+    with pytest.raises(TrainerError, match="The best weights give a held-out loss") as failure:
+        train(case_of(tmp_path, "ORPO", total_steps=2))
+    assert failure.value.code is ExitCode.INTERNAL_ERROR
 
 
 def test_the_base_model_is_asked_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,10 +193,14 @@ def _at_the_peak(shape: ModelShape, tuning: Tuning, trained: int) -> dict[str, i
 
 
 def _copies(shape: ModelShape, tuning: Tuning, trained: int) -> int:
-    """Return the bytes of the 16-bit copies that autocast makes of trained weights."""
+    """Return the bytes of the 16-bit copies that autocast makes of trained weights, and of PEFT's of embeddings with
+    new tokens: a whole matrix with the new rows in it, and its gradient (counted, not measured).
+    """
+    size, full = _size(tuning.precision), tuning.method is Method.FULL
+    embeddings = 2 * size * shape.vocab * shape.hidden if tuning.new_tokens and not full else 0
     if tuning.precision is Precision.FLOAT32:
-        return 0
-    return _size(tuning.precision) * (shape.linear_parameters() if tuning.method is Method.FULL else trained)
+        return embeddings
+    return embeddings + size * (shape.linear_parameters() if full else trained)
 
 
 def _size(precision: Precision) -> int:

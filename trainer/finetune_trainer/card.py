@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune_contract.outcome import Scores
-from finetune_contract.spec import Method
+from finetune_contract.spec import Lora, Method, Optimizer
 
 if TYPE_CHECKING:
     from finetune_trainer.export import Lineage
@@ -77,9 +77,19 @@ def training_rows(lineage: Lineage) -> list[tuple[str, str]]:
         rows.insert(1, ("Objective", f"{lineage.config.spec.objective}, beta {resolved.beta:g}"))
         rows += _preference_rows(training)
     if lineage.config.spec.method is not Method.FULL and resolved.lora_alpha is not None:
-        rank = lineage.config.spec.lora.rank if lineage.config.spec.lora else None
-        rows.insert(1, ("LoRA", f"alpha {resolved.lora_alpha:g}" + (f", rank {rank}" if rank else "")))
+        rows.insert(1, ("LoRA", _adapter_row(lineage.config.spec.lora or Lora(), resolved.lora_alpha)))
+    if wanted.optimizer is not Optimizer.ADAMW:
+        rows.append(("Optimizer", str(wanted.optimizer)))
     return rows
+
+
+def _adapter_row(lora: Lora, alpha: float) -> str:
+    parts = [f"alpha {alpha:g}", f"rank {lora.rank}"]
+    parts += [name for name, used in (("rsLoRA", lora.rslora), ("DoRA", lora.dora)) if used]
+    parts += [lora.initialization] if lora.initialization != "default" else []
+    parts += [f"rate of B x {lora.lora_plus_ratio:g}"] if lora.lora_plus_ratio else []
+    parts += [f"{', '.join(lora.modules_to_save)} trained whole"] if lora.modules_to_save else []
+    return ", ".join(parts)
 
 
 def _preference_rows(training: Training) -> list[tuple[str, str]]:

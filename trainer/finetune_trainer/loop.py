@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the held-out loss, and keep the weights if they are the best so far."""
         try:
-            metrics = self._measure()
+            metrics = self.measure(safe_point=_stop_evaluation_if_told)
         except _StopEvaluationError:
             self.control.should_evaluate = False  # the next attempt measures at its start
             self.control.should_save = self.control.should_training_stop = True
@@ -143,10 +144,10 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
         reached_end = self.state.global_step >= self.args.max_steps
         return None if reached_end else stop_reason(self.state.log_history, patience=self._patience)
 
-    def _measure(self) -> dict[str, float]:
+    def measure(self, *, safe_point: Callable[[], None]) -> dict[str, float]:
         """Return what is measured on the held-out part: `eval_loss`, and more where there is more."""
-        rows, stop = self._data.validation, stop_evaluation_if_told
-        return {"eval_loss": held_out_loss(self.model, rows, prepared=self._prepared, safe_point=stop)}
+        rows = self._data.validation
+        return {"eval_loss": held_out_loss(self.model, rows, prepared=self._prepared, safe_point=safe_point)}
 
     def _collator(self, *, flatten: bool) -> Any:
         """Return what makes batches of examples."""
@@ -266,8 +267,7 @@ def require_finite(value: float, what: str) -> None:
         )
 
 
-def stop_evaluation_if_told() -> None:
-    """Put a measurement inside training off, if the run is told to stop."""
+def _stop_evaluation_if_told() -> None:
     if PREEMPTION.requested:
         raise _StopEvaluationError
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from finetune_trainer.dataset import PAIR, Data
-from finetune_trainer.loop import Loop, stop_evaluation_if_told
+from finetune_trainer.loop import Loop
 from finetune_trainer.preference import (
     REFERENCE,
     Compared,
@@ -34,7 +35,7 @@ class PreferenceLoop(Loop):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return a micro-batch's part of the step's loss, which is the mean over all its pairs."""
-        del return_outputs  # nobody asks: the held-out part is measured by `_measure`
+        del return_outputs  # nobody asks: the held-out part is measured by `measure`
         reference = inputs.pop(REFERENCE, None)
         found = self._preference.compare(answers_of(model, inputs), reference)
         self._note(inputs, found)
@@ -44,13 +45,14 @@ class PreferenceLoop(Loop):
         del flatten
         return pair_collator(self._prepared)
 
-    def _measure(self) -> dict[str, float]:
+    def measure(self, *, safe_point: Callable[[], None]) -> dict[str, float]:
+        """Return the objective on the held-out pairs."""
         found = held_out_preference(
             self.model,
             self._data.validation,
             preference=self._preference,
             prepared=self._prepared,
-            safe_point=stop_evaluation_if_told,
+            safe_point=safe_point,
         )
         return {"eval_loss": found.loss, f"eval_{ACCURACY}": found.accuracy, f"eval_{MARGIN}": found.margin}
 

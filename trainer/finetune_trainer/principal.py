@@ -2,6 +2,9 @@
 
 They take W = R + s B₀A₀ apart, freeze R and train B and A. What is trained belongs to R, which nobody has; so the start
 B₀, A₀ is kept, every checkpoint has it, and the adapter that is handed out is s(BA - B₀A₀), of twice the rank, on W.
+
+R is rounded to the model's number format. In bfloat16 the model before the first step is therefore nearly the base: of
+SmolLM2-135M, rank 16, one text had a loss of 3.083 instead of 3.077. In float32 both are equal.
 """
 
 from __future__ import annotations

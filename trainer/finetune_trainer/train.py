@@ -232,8 +232,9 @@ def _evaluate(run: _Run, loop: Loop, training: Training) -> Measured:
     log.info("evaluating the tuned model on %d held-out examples", len(run.data.validation))
     tuned = measure(loop.model, run.tokenizer, data=run.data, prepared=run.prepared, config=run.config)
     loss, expected = tuned.scores.loss, training.best_loss
-    same_measure = run.config.spec.objective is Objective.SFT
-    if same_measure and loss is not None and expected is not None and abs(loss - expected) > _SAME * max(expected, 1.0):
+    if isinstance(loop, PreferenceLoop):  # its loss is not that of the answers
+        loss = loop.measure(safe_point=PREEMPTION.check)["eval_loss"]
+    if loss is not None and expected is not None and abs(loss - expected) > _SAME * max(expected, 1.0):
         raise TrainerError(
             ExitCode.INTERNAL_ERROR,
             f"The best weights give a held-out loss of {loss:.4f}, measured as {expected:.4f} in training.",

@@ -138,7 +138,7 @@ JOB_RULES: tuple[Rule, ...] = (
         "(self.dataset.format == 'preference') == (has(self.objective) && self.objective != 'SFT')",
         "dataset.format preference is for objectives DPO and ORPO, and they need it: set objective, or another format",
         lambda spec: (
-            "format" not in spec["dataset"]
+            "format" not in spec.get("dataset", {})
             or (spec["dataset"]["format"] == "preference") == (spec.get("objective", "SFT") != "SFT")
         ),
     ),

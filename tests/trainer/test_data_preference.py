@@ -15,7 +15,7 @@ from finetune_trainer.data.examples import Conversation, Example, PromptCompleti
 from finetune_trainer.data.formats import Reading, parse
 from finetune_trainer.data.parts import data_parts
 from finetune_trainer.data.preference import encode_sides, other_side
-from finetune_trainer.data.shards import PAIR, Cut, Spool, write_shards
+from finetune_trainer.data.shards import Cut, Spool, write_shards
 from finetune_trainer.data.survey import Survey, survey
 from finetune_trainer.data.tokenize import IGNORED, Encoded, Encoder
 from finetune_trainer.errors import TrainerError
@@ -81,6 +81,7 @@ def test_texts_are_joined_as_they_are() -> None:
             "differ before their last turn",
         ),
         ({"prompt": "a", "chosen": "b"}, 'has no "rejected"'),
+        ({"prompt": [USER], "chosen": [YES], "rejected": [NO]}, "is of turns, but earlier examples are of texts"),
     ],
 )
 def test_a_pair_that_cannot_be_used_is_named(tmp_path: Path, record: dict[str, Any], message: str) -> None:
@@ -109,7 +110,7 @@ def test_both_sides_are_encoded_with_their_stop_token() -> None:
 
 
 def test_pairs_are_cut_and_those_that_no_longer_differ_are_left_out(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool", PAIR)
+    spool = Spool(tmp_path / "spool")
     spool.append(
         [
             Encoded([1, 2, 3], [-100, 2, 3], rejected_ids=[1, 7, 8, 9, 9], rejected_labels=[-100, 7, 8, 9, 9]),

@@ -80,7 +80,8 @@ def _of_text(prompt: str, chosen: str, rejected: str) -> PromptCompletion:
 def _of_turns(chosen: Conversation, rejected: Conversation) -> Conversation:
     if chosen.turns[:-1] != rejected.turns[:-1]:
         raise BadExampleError('"chosen" and "rejected" differ before their last turn: they must answer the same prompt')
-    if chosen.turns[-1] == rejected.turns[-1] or chosen.turns[-1].content.strip() == rejected.turns[-1].content.strip():
+    better, worse = (replace(side.turns[-1], content=side.turns[-1].content.strip()) for side in (chosen, rejected))
+    if better == worse:
         raise _equal()
     return replace(chosen, rejected=rejected.turns[-1])
 

@@ -28,24 +28,30 @@ _TOKENS = pa.list_(pa.int32())
 
 
 class Spool:
-    """Uncut examples of one part of the split, appended in reading order."""
+    """Uncut examples of one part of the split, appended in reading order. The first says whether they are pairs."""
 
-    def __init__(self, path: Path, columns: tuple[str, ...] = SINGLE) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._schema = pa.schema([(name, _TOKENS) for name in columns])
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", compression_level=1)
+        self._file: pq.ParquetWriter | None = None
 
     def append(self, examples: Sequence[Encoded]) -> None:
         """Write examples."""
         if not examples:
             return
-        columns = [pa.array([getattr(one, name) for one in examples], type=_TOKENS) for name in self._schema.names]
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        file = self._open(PAIR if examples[0].rejected_ids else SINGLE)
+        columns = [pa.array([getattr(one, name) for one in examples], type=_TOKENS) for name in file.schema.names]
+        file.write_table(pa.Table.from_arrays(columns, schema=file.schema))
 
     def close(self) -> Path:
         """Finish the file and return it."""
-        self._writer.close()
+        self._open(SINGLE).close()
         return self._path
+
+    def _open(self, columns: tuple[str, ...]) -> pq.ParquetWriter:
+        if self._file is None:
+            schema = pa.schema([(name, _TOKENS) for name in columns])
+            self._file = pq.ParquetWriter(self._path, schema, compression="zstd", compression_level=1)
+        return self._file
 
 
 @dataclass(slots=True)

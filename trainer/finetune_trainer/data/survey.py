@@ -54,7 +54,10 @@ class Survey:
         return self.examples - len(np.unique(np.frombuffer(self.wholes, dtype=np.uint64)))
 
     def add(self, example: Example) -> None:
-        """Remember one example."""
+        """Remember one example. Raises BadExampleError for turns among texts, and the other way round."""
+        if self.examples and isinstance(example, Conversation) != self.chat:
+            kinds = ("turns", "texts") if self.chat else ("texts", "turns")
+            raise BadExampleError("is of {1}, but earlier examples are of {0}: write all the same way".format(*kinds))
         self.prompts.append(prompt_digest(example))
         self.wholes.append(example_digest(example))
         self.checks.add(example)

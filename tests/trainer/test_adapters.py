@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.spec import Lora
+from finetune_contract.spec import Lora, Method
 from finetune_trainer import principal
 from finetune_trainer.adapters import attach, check_adapters
+from finetune_trainer.adapters_check import check_apart
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model import load_base
 from finetune_trainer.optimizers import raise_second_rates
@@ -121,6 +122,16 @@ def test_a_quantised_module_cannot_be_trained_whole(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="down_proj is quantised by QLoRA"):
         check_adapters(tiny_model(tmp_path), lora, quantised=True)
     check_adapters(tmp_path, lora, quantised=False)
+
+
+def test_prepare_checks_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Prepare has no torch: what is wrong comes from there with its code and sentence."""
+    folder = tiny_model(tmp_path)
+
+    with pytest.raises(TrainerError, match="the model has no layer query") as failure:
+        check_apart(folder, Lora(target_modules=("query",)), Method.LORA)
+    assert failure.value.code is ExitCode.CONFIG_INVALID
+    check_apart(folder, Lora(target_modules=("q_proj",)), Method.QLORA)
 
 
 def test_experts_are_no_layers_for_adapters(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from finetune_contract.spec import DatasetFormat, DatasetSource, LossOn, TuningS
 from finetune_trainer.data.examples import Conversation, Example, PromptCompletion
 from finetune_trainer.data.formats import Reading, parse
 from finetune_trainer.data.parts import data_parts
-from finetune_trainer.data.preference import encode_sides, other_side
 from finetune_trainer.data.shards import Cut, Spool, write_shards
+from finetune_trainer.data.sides import other_side, paired, with_other_sides
 from finetune_trainer.data.survey import Survey, survey
 from finetune_trainer.data.tokenize import IGNORED, Encoded, Encoder
 from finetune_trainer.errors import TrainerError
@@ -99,7 +99,8 @@ def test_both_sides_are_encoded_with_their_stop_token() -> None:
     encoder = Encoder(tokenizer, shape=DatasetFormat.PREFERENCE, loss=LossOn.COMPLETION, chat=True)
     record = {"prompt": [USER], "chosen": [YES], "rejected": [NO]}
 
-    (found,) = encode_sides(encoder, [("line 1", example_of(record))])
+    batch = with_other_sides([("line 1", example_of(record))])
+    (found,) = paired(encoder.encode(batch), 1)
 
     texts = [
         tokenizer.decode([token for token in labels if token != IGNORED])

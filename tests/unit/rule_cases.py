@@ -158,7 +158,7 @@ BAD_TYPES: tuple[Case, ...] = (
     _bad("new-token-empty", "spec.model.newTokens", [""], "must not be empty"),
     _bad("optimizer-of-transformers", f"{_HP}.optimizer", "adamw_8bit", "did you mean adamw8bit?"),
     _bad("objective-unknown", "spec.objective", "RLHF", "must be SFT, DPO or ORPO"),
-    _bad("beta-zero", f"{_HP}.beta", 0, "must be more than 0 (is 0)"),
+    Case("beta-zero", job({"spec.objective": "DPO", f"{_HP}.beta": 0}), f"{_HP}.beta", "must be more than 0 (is 0)"),
     _bad("lora-list", "spec.lora", [], "must be a mapping of names to values"),
     _bad("lora-unknown-field", "spec.lora.rnk", 8, "unknown field: did you mean rank?"),
     Case(
@@ -183,7 +183,7 @@ BAD_TYPES: tuple[Case, ...] = (
         "format-unknown",
         "spec.dataset.format",
         "alpaca",
-        "must be messages, shareGPT, promptCompletion, instruction or text",
+        "must be messages, shareGPT, promptCompletion, instruction, text or preference",
     ),
     _bad(
         "weight-zero",

@@ -10,23 +10,15 @@ nothing of preferences; the worse answer travels with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from finetune_trainer.data.examples import Conversation, Example, PromptCompletion
 from finetune_trainer.data.problems import BadExampleError
-from finetune_trainer.data.tokenize import Encoded
 
 Converse = Callable[[list[Any]], Conversation]
 CheckText = Callable[[object, str], str]
-
-
-class Encodes(Protocol):
-    """What turns examples into tokens."""
-
-    def encode(self, batch: Sequence[tuple[str, Example]]) -> list[Encoded]:
-        """Encode examples, each given with its file and line."""
 
 
 def parse_preference(value: dict[str, Any], *, converse: Converse, text: CheckText) -> Example:
@@ -40,35 +32,6 @@ def parse_preference(value: dict[str, Any], *, converse: Converse, text: CheckTe
         raise BadExampleError('"chosen" and "rejected" must both be strings, or both lists of {"role", "content"}')
     before = _prompt(value.get("prompt"), chosen)
     return _of_turns(converse(before + chosen), converse(before + rejected))
-
-
-def encode_sides(encoder: Encodes, batch: Sequence[tuple[str, Example]]) -> list[Encoded]:
-    """Encode examples, and their worse answers after the same prompts."""
-    return paired(encoder.encode(with_other_sides(batch)), len(batch))
-
-
-def with_other_sides(batch: Sequence[tuple[str, Example]]) -> list[tuple[str, Example]]:
-    """Return the examples, and after them their other sides, where they have some."""
-    return [*batch, *((where, other) for where, example in batch if (other := other_side(example)) is not None)]
-
-
-def paired(encoded: list[Encoded], count: int) -> list[Encoded]:
-    """Put what `with_other_sides` appended to `count` examples into those."""
-    if len(encoded) == count:
-        return encoded
-    return [
-        replace(one, rejected_ids=other.input_ids, rejected_labels=other.labels)
-        for one, other in zip(encoded[:count], encoded[count:], strict=True)
-    ]
-
-
-def other_side(example: Example) -> Example | None:
-    """Return the prompt with the worse answer; None where there is none."""
-    if isinstance(example, Conversation) and example.rejected is not None:
-        return replace(example, turns=(*example.turns[:-1], example.rejected), rejected=None)
-    if isinstance(example, PromptCompletion) and example.rejected is not None:
-        return PromptCompletion(example.prompt, example.rejected)
-    return None
 
 
 def _of_text(prompt: str, chosen: str, rejected: str) -> PromptCompletion:

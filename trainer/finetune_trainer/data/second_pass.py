@@ -14,9 +14,9 @@ from finetune_trainer.data.examples import Conversation, Example, texts_of
 from finetune_trainer.data.held_out import HeldOut
 from finetune_trainer.data.parts import Part
 from finetune_trainer.data.plan import HELD_OUT, LEFT_OUT, Plan
-from finetune_trainer.data.preference import paired, with_other_sides
 from finetune_trainer.data.progress import told
 from finetune_trainer.data.shards import Spool
+from finetune_trainer.data.sides import paired, with_other_sides
 from finetune_trainer.data.survey import examples
 from finetune_trainer.data.tokenize import IGNORED, Encoded, Encoder, Page
 

@@ -113,6 +113,12 @@ JOB_RULES: tuple[Rule, ...] = (
         lambda spec: spec.get("method") == "QLoRA" or "quantization" not in spec,
     ),
     Rule(
+        ("spec",),
+        "self.method == 'QLoRA' || !has(self.output.merged) || !has(self.output.merged.base)",
+        "output.merged.base is for method QLoRA: other methods have one base only, remove it",
+        lambda spec: spec.get("method") == "QLoRA" or "base" not in spec.get("output", {}).get("merged", {}),
+    ),
+    Rule(
         ("spec", "hyperparameters"),
         "!(has(self.epochs) && has(self.maxSteps))",
         "epochs and maxSteps exclude each other: keep one",

@@ -88,7 +88,7 @@ def export(
 
 def write_outputs(weights: Path, tokenizer: Any, lineage: Lineage, *, base_folder: Path, into: Path) -> list[str]:
     """Write all results but the manifest to a local folder; return what could not be done as asked."""
-    from finetune_trainer.card import model_card
+    from finetune_trainer.card import licence_of, model_card
     from finetune_trainer.repeat import repeating_job
     from finetune_trainer.report import report_page
 
@@ -98,9 +98,9 @@ def write_outputs(weights: Path, tokenizer: Any, lineage: Lineage, *, base_folde
     _write_text(into / paths.EVALUATION, json.dumps(evaluation.to_wire(), indent=2, ensure_ascii=False) + "\n")
     if lineage.samples:
         _write_text(into / paths.SAMPLES, to_lines(lineage.samples))
-    _write_text(into / paths.MODEL_CARD, model_card(lineage))
+    _write_text(into / paths.MODEL_CARD, model_card(lineage, licence=licence_of(base_folder), warnings=warnings))
     _write_text(into / paths.REPEAT, repeating_job(lineage))
-    _write_text(into / paths.REPORT, report_page(lineage, evaluation))
+    _write_text(into / paths.REPORT, report_page(lineage, evaluation, warnings=warnings))
     return warnings
 
 

@@ -37,7 +37,7 @@ class Tile:
     """Whether the note is good news; None where it is neither."""
 
 
-def report_page(lineage: Lineage, evaluation: EvaluationFile) -> str:
+def report_page(lineage: Lineage, evaluation: EvaluationFile, *, warnings: Sequence[str] = ()) -> str:
     """Return the page."""
     from jinja2 import Environment, StrictUndefined
 
@@ -52,7 +52,7 @@ def report_page(lineage: Lineage, evaluation: EvaluationFile) -> str:
         training=training_rows(lineage),
         chart=_loss_chart(lineage),
         dataset=lineage.prepared.dataset,
-        warnings=[*lineage.training.warnings, *lineage.prepared.dataset.warnings],
+        warnings=[*warnings, *lineage.training.warnings, *lineage.prepared.dataset.warnings],
         histogram=histogram(lineage.prepared.token_histogram),
         first_example=lineage.prepared.first_example,
         resolved=_resolved_rows(lineage),

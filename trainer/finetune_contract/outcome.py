@@ -97,6 +97,15 @@ class Manifest(Model):
     """What is not as asked for, though the run has succeeded."""
 
 
+class Pushed(Model):
+    """hub.json: what was pushed to the hub, and that it was."""
+
+    repo: str
+    """Repository, as organisation/name."""
+    commit: str
+    """Commit that holds the results."""
+
+
 class PrepareResult(Model):
     """What prepare found."""
 
@@ -128,6 +137,7 @@ class TrainResult(Model):
     evaluation: EvaluationSummary | None = None
     training: TrainingSummary | None = None
     warnings: Warnings = ()
+    hub: Pushed | None = None
 
 
 class TerminationMessage(Model):

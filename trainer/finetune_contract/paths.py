@@ -22,6 +22,7 @@ REPORT = "report.html"
 MODEL_CARD = "README.md"
 REPEAT = "config.yaml"
 MANIFEST = "manifest.json"
+HUB = "hub.json"
 
 # Inside a pod: what the operator mounts and the trainer reads.
 POD_CONFIG = "/etc/finetune/config.json"

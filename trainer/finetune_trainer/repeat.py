@@ -46,7 +46,8 @@ def _spec(lineage: Lineage) -> dict[str, Any]:
     spec: dict[str, Any] = config.spec.to_wire()
     if config.spec.model.uri.startswith("hf://") and lineage.revision:
         spec["model"]["revision"] = lineage.revision
-    spec["dataset"]["format"] = str(lineage.prepared.dataset.format)
+    if config.spec.dataset.uri:  # several sources may have several formats
+        spec["dataset"]["format"] = str(lineage.prepared.dataset.format)
     spec["output"]["uri"] = f"{config.spec.output.uri.rstrip('/')}-repeated"
     if config.spec.method is not Method.FULL:
         spec["lora"] = {**spec.get("lora", {}), "alpha": resolved.lora_alpha}

@@ -76,6 +76,7 @@ def _outputs(uri: str, result: TrainResult, sha256: str) -> Outputs:
         merged=_artifact(uri, result.artifacts.get("merged")),
         gguf=_artifact(uri, result.artifacts.get("gguf")),
         report=paths.join(uri, paths.REPORT),
+        hub=result.hub,
         warnings=result.warnings,
     )
 

@@ -26,7 +26,12 @@ _TYPES = {
     "model_type": "a mapping of names to values",
     "model_attributes_type": "a mapping of names to values",
 }
-_FORMS = {True: "be a size, as 5GB or 500MB", False: "be a URL, as https://host:port, without credentials or query"}
+_FORMS = {
+    "GB": "be a size, as 5GB or 500MB",
+    "]*/[": "be a repository, as organisation/name",
+    "": "be a URL, as https://host:port, without credentials or query",
+}
+"""By what a field's pattern has in it."""
 _QUANTITY = "an amount, as 2, 500m or 16Gi"
 
 
@@ -105,7 +110,9 @@ _BOUNDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "too_short": lambda _: "not be empty",
     "string_too_long": lambda context: f"have at most {context['max_length']} characters",
     "too_long": lambda context: f"have at most {context['max_length']} entries (has {context['actual_length']})",
-    "string_pattern_mismatch": lambda context: _FORMS["GB" in context["pattern"]],
+    "string_pattern_mismatch": lambda context: next(
+        form for mark, form in _FORMS.items() if mark in context["pattern"]
+    ),
 }
 
 

@@ -19,6 +19,7 @@ from finetune_operator.cli.storage import StorageError, read
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import open_store
 from finetune_trainer.storage.ranges import RANGE
+from tests.support.flaky import flaky
 
 WRONG = "d3JvbmcgYnV0IHdlbGwgZm9ybWVk"
 BUCKETS = {"gs": "gcs_bucket", "az": "container", "s3": "bucket"}
@@ -126,6 +127,26 @@ def test_the_command_line_reads_the_same_places(place: str) -> None:
     assert read(f"{place}/x") == b"written"
     with pytest.raises(StorageError, match=f"{place}/nothing"):
         read(f"{place}/nothing")
+
+
+ENDPOINTS = {"gs": "STORAGE_EMULATOR_HOST", "az": "AZURE_STORAGE_ENDPOINT", "s3": "AWS_ENDPOINT_URL"}
+
+
+@pytest.mark.parametrize("scheme", BUCKETS)
+def test_connections_that_break_in_their_middle_are_tried_again(
+    scheme: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Google's uploads go past the proxy: its server names its own address for them."""
+    place = request.getfixturevalue(BUCKETS[scheme])
+    (tmp_path / "up").write_bytes(os.urandom(40 << 20))
+    with flaky(os.environ[ENDPOINTS[scheme]], after=3 << 20) as (endpoint, proxy):
+        monkeypatch.setenv(ENDPOINTS[scheme], endpoint)
+        store = open_store(place, Use.OUTPUT)
+        digest = store.upload(tmp_path / "up", f"{place}/weights")
+        assert store.download(f"{place}/weights", tmp_path / "down") == digest
+
+    assert proxy.broken > 0
+    assert (tmp_path / "down").read_bytes() == (tmp_path / "up").read_bytes()
 
 
 SIZE = 384 << 20

@@ -120,10 +120,11 @@ def _use(lineage: Lineage) -> str:
     base = spec.model.uri.removeprefix("hf://")
     ways = []
     if spec.output.merged.enabled or spec.method is Method.FULL:
+        place = spec.output.hub.repo if spec.output.hub else "merged"
         ways.append(
             "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'tokenizer = AutoTokenizer.from_pretrained("merged")\n'
-            'model = AutoModelForCausalLM.from_pretrained("merged", dtype="auto")\n```'
+            f'tokenizer = AutoTokenizer.from_pretrained("{place}")\n'
+            f'model = AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")\n```'
         )
     if spec.method is not Method.FULL:
         ways.append(

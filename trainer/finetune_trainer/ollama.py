@@ -91,7 +91,7 @@ class ChatShape:
         if self.generate != self.answer:
             last = "eq (len (slice $.Messages $i)) 1"
             answer = f"{{{{ if {last} }}}}{_go(self.generate)}{{{{ else }}}}{answer}{{{{ end }}}}"
-        head = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{_go(self.head)}{{{{ end }}}}' if self.head else ""
+        head = f'{{{{ if and (eq $i 0) (ne .Role "system") }}}}{_go(self.head)}{{{{ end }}}}' if self.head else ""
         system = ""
         if self.system is not None:
             mark = "{{ $joined = true }}" if self.folded else ""
@@ -99,8 +99,8 @@ class ChatShape:
             system = f'{{{{ if eq .Role "system" }}}}{content}{mark}{{{{ end }}}}'
         return (
             ("{{ $joined := false }}" if self.folded else "")
-            + head
             + "{{ range $i, $_ := .Messages }}"
+            + head
             + system
             + f'{{{{ if eq .Role "user" }}}}{user}{{{{ .Content }}}}{answer}{{{{ end }}}}'
             + f'{{{{ if eq .Role "assistant" }}}}{{{{ .Content }}}}{_go(self.end)}{{{{ end }}}}'

@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from finetune_contract.exit_codes import ExitCode
 from finetune_contract.spec import GgufType
 from finetune_trainer import gguf_files
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.gguf_files import CONVERTER, TOLERANCE, write_gguf
 from tests.support.families import FAMILIES, tiny_model_of
 
@@ -123,6 +125,29 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_a_warning(tmp_path: Path) -
 
     (warning,) = written(tiny_model(tmp_path / "merged"), tmp_path / "gguf", "q8_0")
     assert "nothing was written" in warning
+
+
+def converter_that(does: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a script in the converter's place: a fake, for ends that the real one has only on a machine in trouble."""
+    (folder / "converter.py").write_text(f"import os, sys\n{does}\n")
+    monkeypatch.setattr(gguf_files, "CONVERTER", folder / "converter.py")
+
+
+def test_a_full_disk_ends_the_run_by_its_name(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converter_that("sys.exit('OSError: [Errno 28] No space left on device')", tmp_path, monkeypatch)
+
+    with pytest.raises(TrainerError) as caught:
+        written(llama, tmp_path / "gguf", "f16")
+    assert caught.value.code is ExitCode.DISK_FULL
+
+
+def test_a_converter_that_is_killed_asks_for_memory(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converter_that("os.kill(os.getpid(), 9)", tmp_path, monkeypatch)
+
+    (warning,) = written(llama, tmp_path / "gguf", "f16")
+    assert "resources.memory" in warning
 
 
 def test_the_converter_is_llama_cpp_s_own() -> None:

@@ -18,6 +18,7 @@ from finetune_contract.run_config import Use
 from finetune_operator.cli.storage import StorageError, read
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import open_store
+from finetune_trainer.storage.folders import upload_folder
 from finetune_trainer.storage.ranges import RANGE
 from tests.support.flaky import flaky
 
@@ -182,3 +183,18 @@ def test_files_larger_than_the_limit_take_less_memory_than_it(
     assert int(done.stdout) < LIMIT
     (tmp_path / "up/weights").unlink()
     (tmp_path / "down/weights").unlink()
+
+
+def test_data_and_model_are_fetched_from_there(place: str, tmp_path: Path) -> None:
+    from finetune_trainer.data.files import data_files
+    from finetune_trainer.fetch import fetch_model
+    from tests.support.prepared import tiny_model
+    from tests.support.preparing import machine, run_config
+
+    upload_folder(open_store(place, Use.MODEL), tiny_model(tmp_path / "tiny"), f"{place}/model")
+    open_store(place, Use.DATASET).write(f"{place}/data.jsonl", b'{"text": "x"}\n')
+
+    (file,) = data_files(f"{place}/data.jsonl", tmp_path / "data")
+    assert file.path.read_bytes() == b'{"text": "x"}\n'
+    fetched = fetch_model(run_config(place, model=f"{place}/model"), machine(tmp_path), weights=True)
+    assert (fetched.path / "model.safetensors").is_file()

@@ -68,6 +68,13 @@ HELM = GoModule(
     names=("helm",),
     variables={"helm.sh/helm/v4/internal/version.version": "v4.3.1"},
 )
+FAKE_GCS = GoModule(
+    name="fake-gcs-server",
+    folder=HERE / "gcs",
+    package="github.com/fsouza/fake-gcs-server",
+    names=("fake-gcs-server",),
+    variables={},
+)
 
 
 def assets() -> Path:

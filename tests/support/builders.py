@@ -124,8 +124,10 @@ def prepared_message() -> TerminationMessage:
 
 def trained_message() -> TerminationMessage:
     """Return what train says at its end."""
-    adapter = Artifact(path="adapter", sha256="b" * 64, bytes=1000)
-    result = TrainResult(step=18, loss=0.5, eval_loss=0.6, checkpoint_step=18, artifacts={"adapter": adapter})
+    artifacts = {name: Artifact(path=name, sha256="b" * 64, bytes=1000) for name in ("adapter", "gguf")}
+    result = TrainResult(
+        step=18, loss=0.5, eval_loss=0.6, checkpoint_step=18, artifacts=artifacts, warnings=("not pushed",)
+    )
     return TerminationMessage(stage="train", exit_code=0, reason="Completed", sha256="c" * 64, trained=result)
 
 

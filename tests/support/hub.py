@@ -1,12 +1,14 @@
-"""A fake of the Hugging Face hub: a local HTTP server that speaks the part of its API that a download uses.
+"""A fake of the Hugging Face hub: a local HTTP server that speaks the part of its API that downloads and pushes use.
 
 A fake, since the real hub is not reachable from tests: revisions, file lists with hashes, `resolve` with ETag, commit
-and Range, gated repositories and outages, as huggingface_hub 2.4's client expects them. Storage of large files by Xet
+and Range, gated repositories and outages; new repositories, large file storage and commits, as huggingface_hub 2.4's
+client expects them. Storage of large files by Xet
 is left out: the client falls back to plain HTTP.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -15,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_test_token_of_the_fake_hub"
@@ -43,6 +46,13 @@ class FakeHub:
     """Range headers of requests, in order."""
     downloads: list[str] = field(default_factory=list)
     """Files that were asked for, in order."""
+    created: dict[str, bool] = field(default_factory=dict)
+    """Repositories that were made, and whether they are private."""
+    pushed: dict[str, bytes] = field(default_factory=dict)
+    """Files of commits, by their path in the repository."""
+    commits: int = 0
+    stored: dict[str, bytes] = field(default_factory=dict)
+    """Large file storage, by sha256."""
 
     def files(self) -> list[dict[str, object]]:
         return [self._entry(path) for path in sorted(self.folder.rglob("*")) if path.is_file()]
@@ -87,6 +97,60 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_POST(self) -> None:
+        hub, path = self.served, unquote(urlsplit(self.path).path).strip("/")
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if hub.down:
+            self._refuse(503, "", "the hub is down")
+        elif not self._has_token():
+            self._refuse(401, "", "Invalid username or password.")
+        elif path == "api/repos/create":
+            self._create(json.loads(content))
+        elif path == "api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif "/preupload/" in path:
+            self._json({"files": [_upload_mode(file) for file in json.loads(content)["files"]]})
+        elif path.endswith("info/lfs/objects/batch"):
+            objects = [self._upload_action(item) for item in json.loads(content)["objects"]]
+            self._json({"transfer": "basic", "objects": objects})
+        elif "/commit/" in path:
+            self._commit([json.loads(line) for line in content.splitlines() if line])
+        else:
+            self._refuse(404, "", path)
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.served.stored[hashlib.sha256(content).hexdigest()] = content
+        self._send(200, b"", {})
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = "/".join(part for part in (asked.get("organization"), asked["name"]) if part)
+        if name in self.served.created:
+            self._send(409, json.dumps({"url": f"{self.served.endpoint}/{name}"}).encode(), JSON)
+            return
+        self.served.created[name] = bool(asked.get("private")) or asked.get("visibility") == "private"
+        self._json({"url": f"{self.served.endpoint}/{name}", "id": name})
+
+    def _upload_action(self, item: dict[str, Any]) -> dict[str, Any]:
+        if item["oid"] in self.served.stored:
+            return item
+        return {**item, "actions": {"upload": {"href": f"{self.served.endpoint}/lfs/{item['oid']}"}}}
+
+    def _commit(self, lines: list[dict[str, Any]]) -> None:
+        hub = self.served
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                hub.pushed[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                hub.pushed[value["path"]] = hub.stored[value["oid"]]
+        hub.commits += 1
+        oid = f"{hub.commits:040x}"
+        self._json({"success": True, "commitOid": oid, "commitUrl": f"{hub.endpoint}/{hub.name}/commit/{oid}"})
+
+    def _json(self, value: Any) -> None:
+        self._send(200, json.dumps(value).encode(), JSON)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         pass
@@ -168,6 +232,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _has_token(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def _upload_mode(file: dict[str, Any]) -> dict[str, Any]:
+    return {"path": file["path"], "uploadMode": "lfs" if file["size"] >= LARGE else "regular", "shouldIgnore": False}
 
 
 def git_sha1(content: bytes) -> str:

@@ -17,10 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import Manifest, OutputFile, artifact
+from finetune_contract.spec import Merged, MergedBase, Quantization
 from finetune_trainer import export
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.local import FolderStore
-from tests.support.prepared import Case
+from tests.support.models import tiny_llama
+from tests.support.prepared import Case, tiny_model
 from tests.support.training import THIRD_PARTY, Outcome, forget_preemption, make_case, train
 
 pytestmark = THIRD_PARTY
@@ -102,8 +104,78 @@ def test_a_merge_that_is_not_exact_is_refused(
 
     monkeypatch.setattr("finetune_trainer.merge.TOLERANCE", 0.0)
     with pytest.raises(TrainerError, match="differ") as failure:
-        write_merged(Path(base_folder(case)), outcome.run / paths.ADAPTER, tmp_path / "merged", dtype="bfloat16")
+        write_merged(Path(base_folder(case)), outcome.run / paths.ADAPTER, tmp_path / "merged", settings=Merged())
     assert failure.value.code is ExitCode.INTERNAL_ERROR
+
+
+def test_a_number_format_that_cannot_hold_the_weights_is_refused(case: Case, outcome: Outcome, tmp_path: Path) -> None:
+    from finetune_trainer.merge import write_full
+
+    model = AutoModelForCausalLM.from_pretrained(base_folder(case), dtype=torch.float32)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[0, 0] = 1e6  # more than float16 has
+    model.save_pretrained(tmp_path / "tuned")
+
+    with pytest.raises(TrainerError, match=r"set output.merged.dtype to float32"):
+        write_full(tmp_path / "tuned", tmp_path / "merged", settings=Merged(dtype="float16"))
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("base", [None, MergedBase.ORIGINAL])
+def test_qlora_is_merged_into_the_base_that_it_was_trained_on_unless_the_model_s_own_is_asked_for(
+    tmp_path: Path, base: MergedBase | None
+) -> None:
+    output = {"uri": f"file://{tmp_path}/out", "merged": {"base": base, "dtype": "float32"}}
+    case = make_case(tmp_path, method="QLoRA", spec={"output": output}, learning_rate=2e-2)
+    run = train(case).run
+
+    dequantized, merged = as_trained(case, run), logits(AutoModelForCausalLM.from_pretrained(run / paths.MERGED))
+    same = bool((merged - dequantized).abs().max() < 1e-4)
+    manifest = Manifest.model_validate_json((run / paths.MANIFEST).read_bytes())
+    assert same == (base is None)
+    assert manifest.merged_from == (export.MERGED_FROM if base else export.MERGED_FROM_DEQUANTIZED)
+
+
+def as_trained(case: Case, run: Path) -> torch.Tensor:
+    """Return what adapter and 4-bit base say together, the base's rounding kept."""
+    from peft import PeftModel
+
+    from finetune_trainer.model import load_base
+
+    base = load_base(Path(base_folder(case)), dtype=torch.float32, quantization=Quantization()).dequantize()
+    return logits(PeftModel.from_pretrained(base.float(), str(run / paths.ADAPTER)))
+
+
+def test_large_weights_are_split_as_asked(tmp_path: Path) -> None:
+    from finetune_trainer.merge import write_full
+
+    model = tiny_model(tmp_path / "model", hidden_size=256, intermediate_size=512)
+    write_full(model, tmp_path / "merged", settings=Merged(max_shard_size="1MB"))
+
+    index = json.loads((tmp_path / "merged/model.safetensors.index.json").read_text())
+    shards = sorted(path.name for path in (tmp_path / "merged").glob("*.safetensors"))
+    assert len(shards) > 1
+    assert sorted(set(index["weight_map"].values())) == shards
+    AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+
+
+def test_gguf_is_listed_with_its_modelfile_and_needs_no_merged_weights_kept(tmp_path: Path) -> None:
+    output = {"uri": f"file://{tmp_path}/out", "merged": {"enabled": False}, "gguf": {"types": ["f16"]}}
+    case = make_case(tmp_path, model=tiny_llama(tmp_path / "model"), spec={"output": output}, total_steps=1)
+    result = train(case).result
+
+    assert sorted(result.artifacts) == ["adapter", "gguf"]
+    assert sorted(path.name for path in (case.run / paths.GGUF).iterdir()) == ["Modelfile", "model-f16.gguf"]
+    assert result.warnings == ()
+
+
+def test_a_model_that_cannot_be_gguf_keeps_its_other_outputs(tmp_path: Path) -> None:
+    output = {"uri": f"file://{tmp_path}/out", "gguf": {}}
+    result = train(make_case(tmp_path, spec={"output": output}, total_steps=1)).result
+
+    assert sorted(result.artifacts) == ["adapter", "merged"]
+    (warning,) = result.warnings
+    assert "output.gguf: nothing was written" in warning
 
 
 def test_the_adapter_names_its_base_as_the_user_does(case: Case, outcome: Outcome) -> None:

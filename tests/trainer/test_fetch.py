@@ -60,6 +60,7 @@ def names(folder: Path) -> set[str]:
 
 
 CONFIGURATION = {
+    "README.md",
     "config.json",
     "generation_config.json",
     "tokenizer.json",

@@ -1,4 +1,4 @@
-"""Every store keeps the same promises: S3, folders and claims are tested by the same sentences."""
+"""Every store keeps the same promises: S3, Google's, Azure's, folders and claims are tested by the same sentences."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from finetune_trainer.errors import AlreadyExistsError, NotFoundError, TrainerEr
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.storage.folders import download_folder, upload_folder
 
+BUCKETS = {"s3": "bucket", "gs": "gcs_bucket", "az": "container"}
 
-@pytest.fixture(params=["s3", "file", "pvc"])
+
+@pytest.fixture(params=[*BUCKETS, "file", "pvc"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of an empty folder in each kind of storage."""
-    if request.param == "s3":
-        return str(request.getfixturevalue("bucket"))
+    if fixture := BUCKETS.get(request.param):
+        return str(request.getfixturevalue(fixture))
     if request.param == "file":
         return f"file://{tmp_path}/place"
     monkeypatch.setenv("FINETUNE_CLAIMS", str(tmp_path / "claims"))
@@ -113,8 +115,8 @@ def test_deleting_takes_the_folder_and_leaves_the_neighbour(store: Store, place:
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
-        ("gs://bucket/x", "use s3://, pvc:// or file://"),
-        ("/tmp/x", "use s3://, pvc:// or file://"),
+        ("ftp://bucket/x", "use s3://, gs://, az://, pvc:// or file://"),
+        ("/tmp/x", "use s3://, gs://, az://, pvc:// or file://"),
         ("file://relative/x", "file:///absolute/path"),
         ("pvc://claim/../../etc", "without .."),
         ("pvc://", "pvc://claim/path"),

@@ -52,7 +52,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFix
         f"{path}: spec.lora.rank: must be at least 1 (is 0)",
         f"{path}: spec.lora.rnk: unknown field: did you mean rank?",
         f"{path}: spec.model.uri: not a URI that is understood here: "
-        "write hf://organisation/name, s3://bucket/prefix or pvc://claim/path",
+        "write hf://organisation/name, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or pvc://claim/path",
         "4 problems found",
     ]
 

@@ -61,6 +61,9 @@ def test_the_whole_way_to_success() -> None:
     assert outputs.manifest == "s3://models/out/run-1/manifest.json"
     assert outputs.adapter is not None
     assert outputs.adapter.uri == "s3://models/out/run-1/adapter"
+    assert outputs.gguf is not None
+    assert outputs.gguf.uri == "s3://models/out/run-1/gguf"
+    assert (outputs.merged, outputs.warnings) == (None, ("not pushed",))
 
 
 def test_the_training_job_follows_prepare_in_the_same_decision() -> None:

@@ -93,6 +93,14 @@ def test_secrets_come_by_reference_each_use_under_its_own_prefix() -> None:
         ]
 
 
+@pytest.mark.parametrize(("own", "secret"), [({"secretRef": {"name": "hub"}}, "hub"), ({}, "out")])
+def test_the_push_to_the_hub_has_a_token_of_its_own_or_the_output_s(own: Manifest, secret: str) -> None:
+    hub = {"repo": "org/name", **own}
+    spec = make_spec(output={"uri": "s3://models/out", "secretRef": {"name": "out"}, "hub": hub})
+    for container in containers_of(built("train", spec)):
+        assert {"prefix": "HUB_", "secretRef": {"name": secret}} in container["envFrom"]
+
+
 def test_the_trainer_reads_back_what_the_operator_wrote() -> None:
     spec = make_spec(lora={"rank": 8}, resources={"gpuMemory": "80Gi"}, lifecycle={"retries": {"max": 1}})
     annotations = built(spec=spec, attempt=3)["spec"]["template"]["metadata"]["annotations"]

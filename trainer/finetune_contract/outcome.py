@@ -21,6 +21,7 @@ MAX_LOCAL_BYTES = 1 << 16
 """Of the check stage, which runs beside its reader and not in a pod."""
 
 Stage = Literal["prepare", "fetch", "train", "collect", "check"]
+Warnings = Annotated[tuple[Annotated[str, Field(max_length=1024)], ...], Field(max_length=20)]
 
 
 class OutputFile(Model):
@@ -87,11 +88,22 @@ class Manifest(Model):
     """RFC 3339."""
     files: tuple[OutputFile, ...]
     artifacts: dict[str, Artifact]
-    """By name: adapter, merged."""
+    """By name: adapter, merged, gguf."""
     merged_from: str | None = None
     """What the adapter was merged into, where there are merged weights of one."""
     evaluation: EvaluationSummary | None = None
     versions: dict[str, str] = {}
+    warnings: Warnings = ()
+    """What is not as asked for, though the run has succeeded."""
+
+
+class Pushed(Model):
+    """hub.json: what was pushed to the hub, and that it was."""
+
+    repo: str
+    """Repository, as organisation/name."""
+    commit: str
+    """Commit that holds the results."""
 
 
 class PrepareResult(Model):
@@ -124,6 +136,8 @@ class TrainResult(Model):
     artifacts: dict[str, Artifact] = {}
     evaluation: EvaluationSummary | None = None
     training: TrainingSummary | None = None
+    warnings: Warnings = ()
+    hub: Pushed | None = None
 
 
 class TerminationMessage(Model):
@@ -172,6 +186,12 @@ class TerminationMessage(Model):
             tails.append(
                 bare := bare.model_copy(update={"trained": bare.trained.model_copy(update={"training": training})})
             )
+        if bare.trained and bare.trained.warnings:
+            for size in (200, 80):
+                warnings = tuple(_cut(warning, size) for warning in bare.trained.warnings[:3])
+                trained = bare.trained.model_copy(update={"warnings": warnings})
+                tails.append(bare.model_copy(update={"trained": trained}))
+            bare = tails[-1]
         return tails + [bare.model_copy(update={"message": _cut(bare.message, size)}) for size in (900, 600, 300, 100)]
 
     def _warnings_cut(self, kept: int) -> DatasetSummary | None:

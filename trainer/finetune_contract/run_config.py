@@ -27,6 +27,7 @@ class Use(StrEnum):
     MODEL = "MODEL_"
     DATASET = "DATASET_"
     OUTPUT = "OUTPUT_"
+    HUB = "HUB_"
 
 
 class JobIdentity(Model):

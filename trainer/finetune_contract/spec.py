@@ -74,8 +74,10 @@ class Optimizer(StrEnum):
 
 
 class SecretRef(Model):
-    """A Secret of the job's namespace, read as environment variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-    AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, HF_TOKEN.
+    """A Secret of the job's namespace, read as environment variables. For s3://: AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL. For gs://: GOOGLE_SERVICE_ACCOUNT_KEY (the
+    key file's JSON). For az://: AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN, or
+    AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET. For hf://: HF_TOKEN.
     """
 
     name: Name
@@ -86,7 +88,7 @@ class ModelSource(Model):
     """The base model."""
 
     uri: Uri
-    """Where the model lies: hf://organisation/name, s3://bucket/prefix or pvc://claim/path. A folder as transformers saves it: configuration, tokenizer, safetensors."""
+    """Where the model lies: hf://organisation/name, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or pvc://claim/path. A folder as transformers saves it: configuration, tokenizer, safetensors."""
     revision: Revision = None
     """Branch, tag or commit of a model on the hub; main when absent. status.resolved has the commit that was used."""
     new_tokens: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(max_length=256)] = ()
@@ -157,7 +159,7 @@ class DatasetSource(Model):
     """The examples: from one uri, or from several sources."""
 
     uri: Uri | None = None
-    """Where the data lies: s3://bucket/path or pvc://claim/path, one file, a prefix or a pattern (s3://bucket/train-*.parquet); hf://datasets/organisation/name, with a path or pattern in it or the split train; or https:// of one file on a public server. JSON Lines, one JSON array, CSV with a header or Parquet, plain or compressed (gzip, zstd, bzip2, xz)."""
+    """Where the data lies: s3://bucket/path, gs://bucket/path, az://container/path or pvc://claim/path, one file, a prefix or a pattern (s3://bucket/train-*.parquet); hf://datasets/organisation/name, with a path or pattern in it or the split train; or https:// of one file on a public server. JSON Lines, one JSON array, CSV with a header or Parquet, plain or compressed (gzip, zstd, bzip2, xz)."""
     format: DatasetFormat | None = None
     """Shape of an example; detected from the data when absent. messages: {"messages": [{"role", "content"}]}, with tools also {"tools"}, tool_calls and the role tool. shareGPT: {"conversations": [{"from", "value"}]}. promptCompletion: {"prompt", "completion"}. instruction: {"instruction", "input", "output"}. text: {"text"}. preference: {"prompt", "chosen", "rejected"}, as text or as turns."""
     revision: Revision = None
@@ -308,22 +310,68 @@ class Checkpoint(Model):
     """Newest checkpoints that are kept."""
 
 
+class MergedBase(StrEnum):
+    """Which base weights the adapter of QLoRA is merged into."""
+
+    DEQUANTIZED = "dequantized"
+    ORIGINAL = "original"
+
+
 class Merged(Model):
     """The weights with the adapter merged in, ready to serve."""
 
     enabled: bool = True
     """Write them."""
+    base: MergedBase | None = None
+    """Only with QLoRA: the base that the adapter is merged into. dequantized, when absent: the 4-bit base that it was trained on and evaluated with, back in 16 bit. original: the model's own 16-bit weights, another model than the one that was evaluated."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Number format of the written weights; the merge itself is computed in float32."""
+    max_shard_size: Annotated[str, Field(max_length=16, pattern=r"^[1-9][0-9]{0,5}(MB|GB|MiB|GiB)$")] = "5GB"
+    """Largest weight file, as transformers writes it: 500MB, 5GB. Larger models are split and get an index."""
+
+
+class GgufType(StrEnum):
+    """Number format of the matrices in a GGUF file."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
+    Q5_1 = "q5_1"
+    Q5_0 = "q5_0"
+    Q4_1 = "q4_1"
+    Q4_0 = "q4_0"
+
+
+class Gguf(Model):
+    """The merged weights for llama.cpp and Ollama, with a Modelfile."""
+
+    types: Annotated[tuple[GgufType, ...], Field(min_length=1, max_length=4)] = (GgufType.Q8_0,)
+    """One file each: f32, f16, bf16, q8_0 (half the size, almost no loss), q5_1, q5_0, q4_1, q4_0 (a quarter). The Modelfile takes the first."""
+
+
+class Hub(Model):
+    """A repository on the Hugging Face hub."""
+
+    repo: Annotated[str, Field(max_length=193, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Repository, as organisation/name; created if it is not there."""
+    private: bool = True
+    """Whether a repository that is created is private. One that is there stays as it is."""
+    secret_ref: SecretRef | None = None
+    """Secret with HF_TOKEN, a token that may write; that of output.secretRef when absent."""
 
 
 class Output(Model):
     """Where the results go."""
 
     uri: Uri
-    """Where the results go: s3://bucket/prefix or pvc://claim/path. A run's results lie under run-<n>/ below it, the manifest written last."""
+    """Where the results go: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or pvc://claim/path. A run's results lie under run-<n>/ below it, the manifest written last."""
     merged: Merged = Merged()
     """The merged weights."""
+    gguf: Gguf | None = None
+    """The merged weights as GGUF, for llama.cpp and Ollama; none when absent. A model that cannot be written as GGUF is a warning in status.outputs, the other outputs are kept."""
+    hub: Hub | None = None
+    """Where the results are pushed to as well, once they are complete in output.uri. A failure is a warning in status.outputs."""
     secret_ref: SecretRef | None = None
     """Credentials for output.uri."""
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from finetune_contract.outcome import Scores
 from finetune_contract.spec import Lora, Method, Optimizer
@@ -13,24 +16,45 @@ if TYPE_CHECKING:
     from finetune_trainer.export import Lineage
     from finetune_trainer.summary import Training
 
+_LICENCE = ("license", "license_name", "license_link")
 _SCORES = (("loss", "Held-out loss"), ("perplexity", "Perplexity"), ("exact_match", "Exact match"))
 
 
-def model_card(lineage: Lineage) -> str:
-    """Return the card as Markdown."""
+def model_card(lineage: Lineage, *, licence: dict[str, str] | None = None, warnings: Sequence[str] = ()) -> str:
+    """Return the card as Markdown; `licence` is what the base's own card says of its licence."""
     config = lineage.config
-    parts = (
-        _front_matter(lineage),
+    parts = [
+        _front_matter(lineage, licence or {}),
         f"# {config.job.name}",
         f"{_model(lineage)} tuned with {config.spec.method} on `{config.spec.dataset.origin}`.",
+        "## Use",
+        _use(lineage),
         "## Held-out results",
         _results(lineage),
+    ]
+    if known := [*lineage.training.warnings, *lineage.prepared.dataset.warnings, *warnings]:
+        parts += ["## Known limits", "\n".join(f"- {' '.join(warning.split())}" for warning in known)]
+    parts += [
+        "## Licence",
+        _licence(licence or {}),
         "## Lineage",
         _lineage(lineage),
         "## Training",
         _training(lineage),
-    )
+        "`config.yaml` has every setting and repeats the run; `manifest.json` has every file's sha256.",
+    ]
     return "\n\n".join(parts) + "\n"
+
+
+def licence_of(folder: Path) -> dict[str, str]:
+    """Return license, license_name and license_link of a model folder's card, as far as it says them."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        front = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    said = front if isinstance(front, dict) else {}
+    return {name: value for name in _LICENCE if isinstance(value := said.get(name), str)}
 
 
 def score_rows(base: Scores, tuned: Scores) -> list[tuple[str, str, str]]:
@@ -52,6 +76,7 @@ def lineage_rows(lineage: Lineage) -> list[tuple[str, str]]:
         ("Base revision", lineage.revision or ""),
         ("Data", config.spec.dataset.origin),
         ("Data sha256", resolved.dataset_sha256 or ""),
+        ("Prepared data", f"sha256 {config.prepared_sha256}" if config.prepared_sha256 else ""),
         ("Merged into", lineage.merged_from or ""),
     ]
     return [(name, value) for name, value in rows if value]
@@ -103,14 +128,45 @@ def _preference_rows(training: Training) -> list[tuple[str, str]]:
     ]
 
 
-def _front_matter(lineage: Lineage) -> str:
+def _front_matter(lineage: Lineage, licence: dict[str, str]) -> str:
     uri, method = lineage.config.spec.model.uri, lineage.config.spec.method
     lines = ["library_name: transformers", "pipeline_tag: text-generation"]
     if uri.startswith("hf://"):
         # JSON strings are YAML strings, whatever they hold.
         lines.append(f"base_model: {json.dumps(uri.removeprefix('hf://'))}")
+    lines += [f"{name}: {json.dumps(value)}" for name, value in licence.items()]
     lines += ["tags:", "- finetuned", f"- {method.lower()}"]
     return "\n".join(["---", *lines, "---"])
+
+
+def _use(lineage: Lineage) -> str:
+    """Say how what lies beside the card is loaded."""
+    spec = lineage.config.spec
+    base = spec.model.uri.removeprefix("hf://")
+    ways = []
+    if spec.output.merged.enabled or spec.method is Method.FULL:
+        place = spec.output.hub.repo if spec.output.hub else "merged"
+        ways.append(
+            "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("{place}")\n'
+            f'model = AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")\n```'
+        )
+    if spec.method is not Method.FULL:
+        ways.append(
+            f'The adapter alone, on `{base}`: `PeftModel.from_pretrained(base, "adapter")`, or '
+            f"`vllm serve {base} --enable-lora --lora-modules {lineage.config.job.name}=adapter`."
+        )
+    if spec.output.gguf:
+        ways.append(f"With Ollama, in `gguf/`: `ollama create {lineage.config.job.name} -f Modelfile`.")
+    return "\n\n".join(ways)
+
+
+def _licence(licence: dict[str, str]) -> str:
+    if not licence:
+        return "The base model's card says nothing of its licence. Whatever it is, it holds for these weights too."
+    named = licence.get("license_name") or licence.get("license", "")
+    link = f" ({licence['license_link']})" if "license_link" in licence else ""
+    return f"The base model's: {named}{link}. It holds for these weights, too; that of the data may as well."
 
 
 def _model(lineage: Lineage) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,11 +23,12 @@ from finetune_contract.outcome import EvaluationSummary, Manifest, OutputFile, T
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
 from finetune_contract.samples import Sample, to_lines
-from finetune_contract.spec import Method
+from finetune_contract.spec import Gguf, MergedBase, Method, Quantization
 from finetune_trainer.dataset import Question
 from finetune_trainer.errors import AlreadyExistsError, TrainerError
 from finetune_trainer.evaluate import Measured
 from finetune_trainer.logs import log
+from finetune_trainer.model_folder import read_config, stop_ids
 from finetune_trainer.results import EvaluationFile, Exchange, completed_run, not_as_listed, result_of
 from finetune_trainer.storage import Store
 from finetune_trainer.storage.folders import upload_folder
@@ -34,8 +36,8 @@ from finetune_trainer.summary import Training
 from finetune_trainer.vocabulary import ids_of
 
 MERGED_FROM = "the model's own weights, in float32"
-"""Also after QLoRA: the 4-bit base served training alone."""
-_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "finetune-operator")
+MERGED_FROM_DEQUANTIZED = "the 4-bit base of the training, dequantised, in float32"
+_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "gguf", "finetune-operator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,17 @@ class Lineage:
     @property
     def merged_from(self) -> str | None:
         """What the adapter is merged into, if there is one and it is."""
-        merged = self.config.spec.output.merged.enabled and self.config.spec.method is not Method.FULL
-        return MERGED_FROM if merged else None
+        spec = self.config.spec
+        if spec.method is Method.FULL or not spec.output.merged.enabled:
+            return None
+        return MERGED_FROM_DEQUANTIZED if self.dequantized else MERGED_FROM
+
+    @property
+    def dequantized(self) -> Quantization | None:
+        """How the base was quantised, if the adapter is merged into that."""
+        spec = self.config.spec
+        original = spec.method is not Method.QLORA or spec.output.merged.base is MergedBase.ORIGINAL
+        return None if original else spec.quantization or Quantization()
 
     @property
     def summary(self) -> EvaluationSummary:
@@ -69,37 +80,82 @@ def export(
 ) -> tuple[TrainResult, str]:
     """Write, upload and commit all results; return the train stage's result and the manifest's sha256."""
     outputs = folder / "outputs"
-    write_outputs(weights, tokenizer, lineage, base_folder=base_folder, into=outputs)
+    warnings = write_outputs(weights, tokenizer, lineage, base_folder=base_folder, into=outputs)
     files = upload_folder(store, outputs, lineage.config.run_uri)
     if wrong := not_as_listed(tuple(files), lineage.config, store):
         raise TrainerError(ExitCode.STORAGE_UNAVAILABLE, f"{wrong} has another size in storage than was uploaded.")
-    return _commit(manifest_of(files, lineage), lineage, store)
+    return _commit(manifest_of(files, lineage, warnings=warnings), lineage, store)
 
 
-def write_outputs(weights: Path, tokenizer: Any, lineage: Lineage, *, base_folder: Path, into: Path) -> None:
-    """Write all results but the manifest to a local folder."""
-    from finetune_trainer.card import model_card
-    from finetune_trainer.merge import write_full, write_merged
+def write_outputs(weights: Path, tokenizer: Any, lineage: Lineage, *, base_folder: Path, into: Path) -> list[str]:
+    """Write all results but the manifest to a local folder; return what could not be done as asked."""
+    from finetune_trainer.card import licence_of, model_card
+    from finetune_trainer.repeat import repeating_job
     from finetune_trainer.report import report_page
 
-    spec = lineage.config.spec
     shutil.rmtree(into, ignore_errors=True)
-    merged, adapter, dtype = into / paths.MERGED, into / paths.ADAPTER, spec.output.merged.dtype
-    if spec.method is Method.FULL:
-        write_full(weights, merged, dtype=dtype)
-    else:
-        _write_adapter(weights, adapter, lineage)
-        if spec.output.merged.enabled:
-            write_merged(base_folder, adapter, merged, dtype=dtype, new_tokens=ids_of(tokenizer, spec.model.new_tokens))
-    for model_folder in (adapter, merged):
-        if model_folder.is_dir():
-            tokenizer.save_pretrained(model_folder)
+    warnings = _write_weights(weights, tokenizer, lineage, base_folder=base_folder, into=into)
     evaluation = evaluation_file(lineage)
     _write_text(into / paths.EVALUATION, json.dumps(evaluation.to_wire(), indent=2, ensure_ascii=False) + "\n")
     if lineage.samples:
         _write_text(into / paths.SAMPLES, to_lines(lineage.samples))
-    _write_text(into / paths.MODEL_CARD, model_card(lineage))
-    _write_text(into / paths.REPORT, report_page(lineage, evaluation))
+    _write_text(into / paths.MODEL_CARD, model_card(lineage, licence=licence_of(base_folder), warnings=warnings))
+    _write_text(into / paths.REPEAT, repeating_job(lineage))
+    _write_text(into / paths.REPORT, report_page(lineage, evaluation, warnings=warnings))
+    return warnings
+
+
+def _write_weights(weights: Path, tokenizer: Any, lineage: Lineage, *, base_folder: Path, into: Path) -> list[str]:
+    """Write adapter, merged weights and GGUF as far as they are asked for; every model folder has its tokenizer."""
+    spec = lineage.config.spec
+    with_adapter, keep_merged = spec.method is not Method.FULL, spec.output.merged.enabled
+    if with_adapter:
+        _write_adapter(weights, into / paths.ADAPTER, lineage)
+        tokenizer.save_pretrained(into / paths.ADAPTER)
+    if with_adapter and not keep_merged and not spec.output.gguf:
+        return []
+    # GGUF is made from merged weights, whether they are kept or not.
+    merged = into / paths.MERGED if keep_merged or not with_adapter else into.with_name("merged")
+    shutil.rmtree(merged, ignore_errors=True)
+    new_tokens = ids_of(tokenizer, spec.model.new_tokens)
+    _write_merged(
+        weights, into / paths.ADAPTER, merged, lineage=lineage, base_folder=base_folder, new_tokens=new_tokens
+    )
+    tokenizer.save_pretrained(merged)
+    if (sentencepiece := base_folder / "tokenizer.model").is_file():
+        shutil.copy(sentencepiece, merged)  # transformers leaves it out, and llama.cpp reads it
+    return _write_gguf(merged, into / paths.GGUF, tokenizer, lineage) if spec.output.gguf else []
+
+
+def _write_merged(
+    weights: Path, adapter: Path, into: Path, *, lineage: Lineage, base_folder: Path, new_tokens: Sequence[int]
+) -> None:
+    from finetune_trainer.merge import write_full, write_merged
+    from finetune_trainer.model import compute_dtype
+
+    settings = lineage.config.spec.output.merged
+    if lineage.config.spec.method is Method.FULL:
+        write_full(weights, into, settings=settings)
+        return
+    write_merged(
+        base_folder,
+        adapter,
+        into,
+        settings=settings,
+        quantization=lineage.dequantized,
+        trained_in=compute_dtype(lineage.prepared.resolved.precision),
+        new_tokens=new_tokens,
+    )
+
+
+def _write_gguf(merged: Path, into: Path, tokenizer: Any, lineage: Lineage) -> list[str]:
+    from finetune_trainer.gguf_files import write_gguf
+
+    wanted = lineage.config.spec.output.gguf or Gguf()
+    stops = sorted(stop_ids(merged, read_config(merged)))
+    return write_gguf(
+        merged, into, types=wanted.types, name=lineage.config.job.name, tokenizer=tokenizer, stop_ids=stops
+    )
 
 
 def evaluation_file(lineage: Lineage) -> EvaluationFile:
@@ -121,12 +177,12 @@ def evaluation_file(lineage: Lineage) -> EvaluationFile:
     )
 
 
-def manifest_of(files: list[OutputFile], lineage: Lineage) -> Manifest:
+def manifest_of(files: list[OutputFile], lineage: Lineage, *, warnings: Sequence[str] = ()) -> Manifest:
     """Return the manifest of these files."""
     config = lineage.config
     folders = {
         name: inside
-        for name in (paths.ADAPTER, paths.MERGED)
+        for name in (paths.ADAPTER, paths.MERGED, paths.GGUF)
         if (inside := [file for file in files if file.path.startswith(f"{name}/")])
     }
     return Manifest(
@@ -145,6 +201,7 @@ def manifest_of(files: list[OutputFile], lineage: Lineage) -> Manifest:
         merged_from=lineage.merged_from,
         evaluation=lineage.summary,
         versions=versions(),
+        warnings=tuple(warnings),
     )
 
 

@@ -86,7 +86,7 @@ class HubCommit:
             )
 
         with _hub_failures(self.repository, self.commit, use=self.use, endpoint=self.endpoint):
-            _patiently(fetch)
+            patiently(fetch)
         if not _is_sound(file, path):
             path.unlink()
             why = f"{file.path} of {self.repository} arrived damaged (its hash differs)"
@@ -112,7 +112,7 @@ def _find(repository: str, revision: str | None, use: Use) -> HubCommit:
     wanted = revision or DEFAULT_REVISION
     api = HfApi(endpoint=endpoint, token=_token(use))
     with _hub_failures(repository, wanted, use=use, endpoint=endpoint):
-        info: Any = _patiently(
+        info: Any = patiently(
             lambda: api.repo_info(
                 repository, repo_type=field_of(use), revision=wanted, files_metadata=True, timeout=TIMEOUT
             )
@@ -150,7 +150,7 @@ def _git_sha1(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _patiently(ask: Callable[[], T]) -> T:
+def patiently(ask: Callable[[], T]) -> T:
     """Ask up to ATTEMPTS times while the hub does not answer."""
     for attempt in range(ATTEMPTS - 1):
         try:

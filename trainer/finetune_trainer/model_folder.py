@@ -17,7 +17,7 @@ from finetune_trainer.errors import TrainerError
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 INDEX = "model.safetensors.index.json"
-_CONFIGURATION = (CONFIG, GENERATION_CONFIG, "*.safetensors.index.json")
+_CONFIGURATION = (CONFIG, GENERATION_CONFIG, "*.safetensors.index.json", "README.md")  # the card names the licence
 _TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",

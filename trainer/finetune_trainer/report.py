@@ -1,6 +1,7 @@
 """report.html: one page without outside resources that shows what was trained on, how it went and what came out.
 
-The curves are SVG drawn here; the template escapes every value, since prompts and answers may hold anything.
+The curves are SVG drawn here (`charts.py`); the template escapes every value, since prompts and answers may hold
+anything. No script, no font, no image: the page looks the same from a bucket, a mail or a disk.
 """
 
 from __future__ import annotations
@@ -12,52 +13,31 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_contract.samples import Sample
 from finetune_trainer.card import lineage_rows, score_rows, training_rows
+from finetune_trainer.charts import Chart, Curve, draw, histogram, smoothed
 from finetune_trainer.summary import Point
 
 if TYPE_CHECKING:
     from finetune_trainer.export import Lineage
     from finetune_trainer.results import EvaluationFile, Exchange
 
-WIDTH, HEIGHT = 720.0, 260.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 12.0, 12.0, 28.0
-_TICKS = 4
 _EXAMPLES = 20
 """Held-out answers on the page; evaluation.json has all of them."""
+_SMOOTH_FROM = 20
+"""Points of a curve from which on an average is drawn over them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One curve as SVG wants it."""
+class Tile:
+    """One figure at the top of the page."""
 
-    name: str
-    color: str
-    points: str
-    """Coordinates: "x,y x,y"."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """One mark on an axis."""
-
-    at: float
-    label: str
+    title: str
+    value: str
+    note: str = ""
+    good: bool | None = None
+    """Whether the note is good news; None where it is neither."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """The loss curves."""
-
-    lines: tuple[Line, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    width: float = WIDTH
-    height: float = HEIGHT
-    left: float = _LEFT
-    right: float = WIDTH - _RIGHT
-    bottom: float = HEIGHT - _BOTTOM
-
-
-def report_page(lineage: Lineage, evaluation: EvaluationFile) -> str:
+def report_page(lineage: Lineage, evaluation: EvaluationFile, *, warnings: Sequence[str] = ()) -> str:
     """Return the page."""
     from jinja2 import Environment, StrictUndefined
 
@@ -65,13 +45,15 @@ def report_page(lineage: Lineage, evaluation: EvaluationFile) -> str:
     source = files("finetune_trainer").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     page: str = environment.from_string(source).render(
         job=lineage.config.job,
+        spec=lineage.config.spec,
+        tiles=_tiles(lineage),
         scores=score_rows(evaluation.base, evaluation.tuned),
         lineage=lineage_rows(lineage),
         training=training_rows(lineage),
-        training_warnings=lineage.training.warnings,
         chart=_loss_chart(lineage),
         dataset=lineage.prepared.dataset,
-        histogram=_bars(lineage.prepared.token_histogram),
+        warnings=[*warnings, *lineage.training.warnings, *lineage.prepared.dataset.warnings],
+        histogram=histogram(lineage.prepared.token_histogram),
         first_example=lineage.prepared.first_example,
         resolved=_resolved_rows(lineage),
         exchanges=[_shown(exchange) for exchange in (*evaluation.samples, *evaluation.examples[:_EXAMPLES])],
@@ -81,49 +63,64 @@ def report_page(lineage: Lineage, evaluation: EvaluationFile) -> str:
     return page
 
 
-def draw(curves: Sequence[tuple[str, str, Sequence[Point]]]) -> Chart | None:
-    """Return a chart of curves (name, color, points) on common axes; None without points."""
-    points = [point for _, _, curve in curves for point in curve]
-    if not points:
-        return None
-    last = max(point.step for point in points) or 1
-    low, high = min(point.value for point in points), max(point.value for point in points)
-    span = (high - low) or 1.0
-
-    def x(step: float) -> float:
-        return round(_LEFT + step / last * (WIDTH - _LEFT - _RIGHT), 1)
-
-    def y(value: float) -> float:
-        return round(_TOP + (high - value) / span * (HEIGHT - _TOP - _BOTTOM), 1)
-
-    return Chart(
-        lines=tuple(
-            Line(name, color, " ".join(f"{x(point.step)},{y(point.value)}" for point in curve))
-            for name, color, curve in curves
-            if curve
+def _tiles(lineage: Lineage) -> list[Tile]:
+    """Return what one wants to know first: is it better, and what has it cost?"""
+    data, training, resolved = lineage.prepared.dataset, lineage.training, lineage.prepared.resolved
+    examples = training.steps * resolved.batch_size
+    tokens = examples * data.train_tokens / max(data.train_examples, 1)
+    return [
+        *_score_tiles(lineage),
+        Tile(
+            "Steps",
+            f"{training.steps:,}",
+            f"of {resolved.total_steps:,}" if training.steps < resolved.total_steps else "",
         ),
-        x_ticks=tuple(Tick(x(step), f"{step:.0f}") for step in _evenly(0, last)),
-        y_ticks=tuple(Tick(y(value), f"{value:.3g}") for value in _evenly(low, low + span)),
-    )
+        Tile("Trained tokens", _short(tokens), f"{examples / max(data.train_examples, 1):.2g} passes over the data"),
+        Tile("GPU memory", *_memory(lineage)),
+    ]
+
+
+def _score_tiles(lineage: Lineage) -> list[Tile]:
+    before, after = lineage.base.scores, lineage.tuned.scores
+    tiles = []
+    for title, base, tuned, less_is_better in (
+        ("Held-out loss", before.loss, after.loss, True),
+        ("Perplexity", before.perplexity, after.perplexity, True),
+        ("Exact match", before.exact_match, after.exact_match, False),
+    ):
+        if tuned is None:
+            continue
+        if base is None:
+            tiles.append(Tile(title, f"{tuned:.4g}"))
+            continue
+        better = None if tuned == base else (tuned < base) == less_is_better
+        tiles.append(Tile(title, f"{tuned:.4g}", f"from {base:.4g}", good=better))
+    return tiles
+
+
+def _memory(lineage: Lineage) -> tuple[str, str]:
+    estimate = lineage.prepared.estimate
+    note = f"of {estimate.gpu_bytes / 2**30:.0f} GiB, estimated" if estimate.gpu_bytes else "estimated peak"
+    return f"{estimate.per_gpu_bytes / 2**30:.1f} GiB", note
+
+
+def _short(number: float) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
 
 
 def _loss_chart(lineage: Lineage) -> Chart | None:
     training, before = lineage.training, lineage.base.scores.loss
     held_out = training.held_out_losses
-    if before is not None:
+    if before is not None and not any(point.step == 0 for point in held_out):
         held_out = (Point(step=0, value=before), *held_out)
-    return draw([("training", "#7a869a", training.losses), ("held-out", "#d9480f", held_out)])
-
-
-def _evenly(low: float, high: float) -> list[float]:
-    return [low + (high - low) * index / _TICKS for index in range(_TICKS + 1)]
-
-
-def _bars(histogram: dict[str, int]) -> list[tuple[str, int, float]]:
-    """Return length bucket, count and share of the largest count, shortest first."""
-    largest = max(histogram.values(), default=0) or 1
-    ordered = sorted(histogram.items(), key=lambda item: int(item[0].split("-")[0].rstrip("+")))
-    return [(bucket, count, round(100 * count / largest, 1)) for bucket, count in ordered]
+    curves = [Curve("training, each step", "raw", training.losses)]
+    if len(training.losses) >= _SMOOTH_FROM:
+        curves.append(Curve("training, averaged", "training", smoothed(training.losses)))
+    curves.append(Curve("held-out", "held-out", held_out, dotted=True))
+    return draw(curves, mark=training.best_step)
 
 
 def _resolved_rows(lineage: Lineage) -> list[tuple[str, str, str]]:
@@ -142,7 +139,11 @@ def _by_prompt(samples: Sequence[Sample]) -> list[tuple[str, list[Sample]]]:
 
 
 def _text(prompt: str | list[dict[str, Any]]) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return str(prompt[0]["content"])
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
 def _shown(exchange: Exchange) -> dict[str, str]:

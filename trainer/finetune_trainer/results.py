@@ -72,6 +72,7 @@ def result_of(training: Training, manifest: Manifest) -> TrainResult:
         training=TrainingSummary(
             best_step=training.best_step, stopped_early=training.stopped_early, warnings=training.warnings
         ),
+        warnings=manifest.warnings,
     )
 
 

@@ -39,6 +39,7 @@ from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.preference import Preference
 from finetune_trainer.preference_loop import ACCURACY, MARGIN, PreferenceLoop
 from finetune_trainer.progress import Poster, Progress
+from finetune_trainer.publish import publish
 from finetune_trainer.reference import with_reference
 from finetune_trainer.results import completed_run
 from finetune_trainer.samples import KeepSamples, SampleFile, prompts_to_ask
@@ -68,7 +69,7 @@ def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str]:
     store = open_store(config.spec.output.uri, Use.OUTPUT)
     if (done := completed_run(config, store)) is not None:
         log.info("this run is complete already: nothing to do")
-        return done
+        return publish(done, config, store, folder=env.work / "outputs")
     claim_run(config, store)
     run = _gather(config, env, store)
     progress = Progress(Poster.from_env())
@@ -76,7 +77,8 @@ def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str]:
         weights, lineage = _tune(run, progress)
         _free_memory()
         log.info("exporting to %s", config.run_uri)
-        return export(weights, run.tokenizer, lineage, base_folder=run.fetched.path, folder=run.folder, store=store)
+        done = export(weights, run.tokenizer, lineage, base_folder=run.fetched.path, folder=run.folder, store=store)
+        return publish(done, config, store, folder=run.folder / "outputs")
     finally:
         progress.close()
 

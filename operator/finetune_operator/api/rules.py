@@ -21,6 +21,8 @@ _HF = "hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
 _S3 = f"s3://{_BUCKET}/.+"
 _HF_DATASET = f"hf://datasets/{_HF.removeprefix('hf://')}(/.*)?"
 _HTTPS = "https://[A-Za-z0-9.-]+(:[0-9]+)?/.+"
+_GS = "gs://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]/.+"
+_AZ = "az://[a-z0-9]([a-z0-9-]*[a-z0-9])?/.+"
 _PVC = f"pvc://{_NAME}(/.*)?"
 _CREDENTIALS = "^[a-z0-9]+://[^/]*@"
 _DNS_LABEL = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -68,10 +70,9 @@ def _uri_rules(at: tuple[str, ...], forms: tuple[str, ...], example: str) -> Ite
 
 
 def _data_uri_rules(at: tuple[str, ...]) -> Iterator[Rule]:
-    forms = (_S3, _PVC, _HF_DATASET, _HTTPS)
-    yield from _uri_rules(
-        at, forms, "s3://bucket/path, pvc://claim/path, hf://datasets/organisation/name or https://host/file"
-    )
+    forms = (_S3, _GS, _AZ, _PVC, _HF_DATASET, _HTTPS)
+    examples = "s3://bucket/path, gs://bucket/path, az://container/path, pvc://claim/path"
+    yield from _uri_rules(at, forms, f"{examples}, hf://datasets/organisation/name or https://host/file")
     # What would be ignored is refused.
     names = ("revision", "split") if at[-2:] == ("dataset", "uri") else ("revision",)
     given = " || ".join(f"has(self.{name})" for name in names)
@@ -150,6 +151,12 @@ JOB_RULES: tuple[Rule, ...] = (
         lambda spec: "beta" not in spec.get("hyperparameters", {}) or spec.get("objective", "SFT") != "SFT",
     ),
     Rule(
+        ("spec",),
+        "self.method == 'QLoRA' || !has(self.output.merged) || !has(self.output.merged.base)",
+        "output.merged.base is for method QLoRA: other methods have one base only, remove it",
+        lambda spec: spec.get("method") == "QLoRA" or "base" not in spec.get("output", {}).get("merged", {}),
+    ),
+    Rule(
         ("spec", "hyperparameters"),
         "!(has(self.epochs) && has(self.maxSteps))",
         "epochs and maxSteps exclude each other: keep one",
@@ -163,8 +170,13 @@ JOB_RULES: tuple[Rule, ...] = (
     ),
     *_uri_rules(
         ("spec", "model", "uri"),
-        (_HF, _S3, _PVC),
-        "hf://organisation/name, s3://bucket/prefix or pvc://claim/path",
+        (_HF, _S3, _GS, _AZ, _PVC),
+        "hf://organisation/name, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or pvc://claim/path",
+    ),
+    *_uri_rules(
+        ("spec", "output", "uri"),
+        (_S3, _GS, _AZ, _PVC),
+        "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or pvc://claim/path",
     ),
     Rule(
         ("spec", "dataset"),
@@ -181,7 +193,6 @@ JOB_RULES: tuple[Rule, ...] = (
     *_data_uri_rules(("spec", "dataset", "uri")),
     *_data_uri_rules(("spec", "dataset", "sources", "[]", "uri")),
     *_data_uri_rules(("spec", "dataset", "validation", "uri")),
-    *_uri_rules(("spec", "output", "uri"), (_S3, _PVC), "s3://bucket/prefix or pvc://claim/path"),
 )
 
 _MUTABLE = {"lifecycle", "scheduling"}

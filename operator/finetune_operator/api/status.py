@@ -8,7 +8,7 @@ from pydantic import Field, WithJsonSchema
 
 from finetune_contract.exit_codes import FailureClass
 from finetune_contract.model import Model
-from finetune_contract.outcome import Artifact, EvaluationSummary, TrainingSummary
+from finetune_contract.outcome import Artifact, EvaluationSummary, Pushed, TrainingSummary, Warnings
 from finetune_contract.prepared import DatasetSummary, Estimate, Resolved
 from finetune_operator.api.conditions import Phase
 
@@ -134,8 +134,14 @@ class Outputs(Model):
     """The adapter, as PEFT saves it."""
     merged: ArtifactStatus | None = None
     """The merged weights, or all weights with method Full."""
+    gguf: ArtifactStatus | None = None
+    """GGUF files and an Ollama Modelfile."""
     report: str | None = None
     """The report for people."""
+    hub: Pushed | None = None
+    """Where they were pushed to."""
+    warnings: Warnings = ()
+    """What could not be done as asked, though the job has succeeded."""
 
 
 class ProfileSnapshot(Model):

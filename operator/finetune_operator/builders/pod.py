@@ -124,6 +124,7 @@ def _secrets(pod: PodRequest) -> list[Manifest]:
         (Use.MODEL, spec.model.secret_ref),
         (Use.DATASET, spec.dataset.secret_ref),
         (Use.OUTPUT, spec.output.secret_ref),
+        *(((Use.HUB, spec.output.hub.secret_ref or spec.output.secret_ref),) if spec.output.hub else ()),
     )
     names = [(use, ref.name if ref else default) for use, ref in uses]
     return [{"prefix": use.value, "secretRef": {"name": name}} for use, name in names if name]

@@ -26,6 +26,12 @@ _TYPES = {
     "model_type": "a mapping of names to values",
     "model_attributes_type": "a mapping of names to values",
 }
+_FORMS = {
+    "GB": "be a size, as 5GB or 500MB",
+    "]*/[": "be a repository, as organisation/name",
+    "": "be a URL, as https://host:port, without credentials or query",
+}
+"""By what a field's pattern has in it."""
 _QUANTITY = "an amount, as 2, 500m or 16Gi"
 
 
@@ -55,6 +61,8 @@ def type_problems(model: type[Model], value: Any, *, at: tuple[str, ...]) -> lis
 
 def _lines(model: type[Model], error: ValidationError, value: Any, *, at: tuple[str, ...]) -> Iterator[Problem]:
     for detail in error.errors(include_url=False):
+        if detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]:
+            continue  # pydantic counts the entries that are right
         path, quantity = _path(detail, value)
         yield Problem(_dotted((*at, *path)), _text(model, detail, path=path, quantity=quantity))
 
@@ -102,7 +110,9 @@ _BOUNDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "too_short": lambda _: "not be empty",
     "string_too_long": lambda context: f"have at most {context['max_length']} characters",
     "too_long": lambda context: f"have at most {context['max_length']} entries (has {context['actual_length']})",
-    "string_pattern_mismatch": lambda _: "be a URL, as https://host:port, without credentials or query",
+    "string_pattern_mismatch": lambda context: next(
+        form for mark, form in _FORMS.items() if mark in context["pattern"]
+    ),
 }
 
 

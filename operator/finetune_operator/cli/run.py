@@ -184,6 +184,10 @@ def _show(config: RunConfig, trained: TrainResult) -> None:
     print(*before_and_after(config.run_uri), sep="\n")
     verified = verify(config.run_uri)
     print(*outputs(config.run_uri, verified.manifest), sep="\n")
+    if trained.hub:
+        print(f"{'hub':<10}{trained.hub.repo}, commit {trained.hub.commit}")
+    for warning in trained.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if verified.problems:
         raise StorageError("; ".join(verified.problems))
     print(f"verified: {len(verified.manifest.files)} files, {human_bytes(verified.bytes)}, all as in the manifest")

@@ -1,4 +1,4 @@
-"""Reading what a URI names, for commands that run beside the trainer: file://, pvc://, s3:// and hf://.
+"""Reading what a URI names, for commands that run beside the trainer: file://, pvc://, s3://, gs://, az:// and hf://.
 
 The trainer has the whole of it, with credentials a use, resume and checks; the two packages meet in the contract only.
 Here a few small files are read, and outputs are hashed. boto3 is imported when an s3:// URI is met.
@@ -10,12 +10,13 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from finetune_contract.paths import ENV_CLAIMS
 from finetune_contract.run_config import Use
+from finetune_operator.cli.clouds import LIBRARIES, azure_object, gcs_object
 
 _PIECE = 1 << 20
 _TIMEOUT = 30
@@ -35,7 +36,7 @@ def pieces(uri: str, *, use: Use = Use.OUTPUT, revision: str = "main") -> Iterat
     """Yield the file that a URI names, piece by piece. Raises StorageError."""
     with _failures(uri), _open(uri, use=use, revision=revision) as file:
         while piece := file.read(_PIECE):
-            yield piece
+            yield bytes(piece)
 
 
 def names(uri: str, *, use: Use = Use.OUTPUT) -> list[str]:
@@ -53,13 +54,19 @@ def local_uri(text: str) -> str:
     return text if "://" in text else f"file://{Path(text).absolute()}"
 
 
-def _open(uri: str, *, use: Use, revision: str) -> IO[bytes]:
+def _open(uri: str, *, use: Use, revision: str) -> AbstractContextManager[Any]:
     scheme, _, rest = uri.partition("://")
-    if scheme == "s3":
-        return _s3_object(rest, use)
-    if scheme == "hf":
-        return _hub_file(rest, revision)
-    return _local_path(scheme, rest).open("rb")
+    match scheme:
+        case "s3":
+            return _s3_object(rest, use)
+        case "gs":
+            return gcs_object(rest, use)
+        case "az":
+            return azure_object(rest, use)
+        case "hf":
+            return _hub_file(rest, revision)
+        case _:
+            return _local_path(scheme, rest).open("rb")
 
 
 def _local_path(scheme: str, rest: str) -> Path:
@@ -127,7 +134,7 @@ def _failures(uri: str) -> Iterator[None]:
     except OSError as error:  # a URLError, too
         raise StorageError(f"{uri}: {error.strerror or getattr(error, 'reason', '') or error}") from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] != "botocore":
+        if type(error).__module__.partition(".")[0] not in ("botocore", *LIBRARIES):
             raise
         raise StorageError(f"{uri}: {error}") from error
 

@@ -19,7 +19,7 @@ examples:
   finetune verify s3://models/support-bot/run-1
   finetune verify file:///tmp/out/run-1
 
-S3 credentials are read from the environment, as AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID.
+s3://, gs:// and az:// are read with the credentials of your environment, as AWS_ACCESS_KEY_ID.
 exit code: 0 if all files are there and right, 1 if not
 """
 

@@ -74,7 +74,10 @@ def _outputs(uri: str, result: TrainResult, sha256: str) -> Outputs:
         manifest_sha256=sha256,
         adapter=_artifact(uri, result.artifacts.get("adapter")),
         merged=_artifact(uri, result.artifacts.get("merged")),
+        gguf=_artifact(uri, result.artifacts.get("gguf")),
         report=paths.join(uri, paths.REPORT),
+        hub=result.hub,
+        warnings=result.warnings,
     )
 
 

@@ -36,7 +36,7 @@ def data_files(
     store = open_store(uri, Use.DATASET)
     base, pattern = split_pattern(uri)
     found = _wanted(store.list(base), f"dataset.{field} {uri}", pattern)
-    if uri.startswith("s3://"):
+    if not uri.startswith(("file://", "pvc://")):
         return _fetched(store, base, found, folder)
     root = local_path(base, Use.DATASET)
     return [DataFile(path := root / item.path, _name(base, item), sha256_of(path)) for item in found]

@@ -1,4 +1,4 @@
-"""Object storage behind one small Protocol: S3 and folders (file://, pvc://) look the same to every stage.
+"""Object storage behind one small Protocol: S3, Google's, Azure's and folders look the same to every stage.
 
 Errors that only storage can know become `TrainerError` here (STORAGE_ACCESS_DENIED, BUCKET_NOT_FOUND,
 STORAGE_UNAVAILABLE, DISK_FULL); absence and lost races are `NotFoundError` and `AlreadyExistsError`.
@@ -58,11 +58,21 @@ def open_store(uri: str, use: Use) -> Store:
         from finetune_trainer.storage.s3 import S3Store
 
         return S3Store(use)
+    if uri.startswith("gs://"):
+        from finetune_trainer.storage.gcs import GcsStore
+
+        return GcsStore(use)
+    if uri.startswith("az://"):
+        from finetune_trainer.storage.azure import AzureStore
+
+        return AzureStore(use)
     if uri.startswith(("file://", "pvc://")):
         from finetune_trainer.storage.local import FolderStore
 
         return FolderStore(use)
-    raise TrainerError(ExitCode.CONFIG_INVALID, f"{field_of(use)}.uri is {uri!r}: use s3://, pvc:// or file://.")
+    raise TrainerError(
+        ExitCode.CONFIG_INVALID, f"{field_of(use)}.uri is {uri!r}: use s3://, gs://, az://, pvc:// or file://."
+    )
 
 
 def field_of(use: Use) -> str:

@@ -48,8 +48,9 @@ def adapted(case: Case, outcome: Outcome) -> Any:
 
 
 def variant(folder: Path, lora: dict[str, Any], *, method: str = "LoRA", tied: bool = False, **resolved: Any) -> Case:
-    """Prepare a run with merged weights that can be compared to the last digit."""
-    output = {"uri": f"file://{folder}/out", "merged": {"dtype": "float32"}}
+    """Prepare a run whose merged weights, on the model's own, can be compared to the last digit."""
+    base = {"base": "original"} if method == "QLoRA" else {}
+    output = {"uri": f"file://{folder}/out", "merged": {"dtype": "float32", **base}}
     model = tiny_model(folder / "model", tie_word_embeddings=tied)
     settings = {"learning_rate": 1e-2, "lora_alpha": lora.get("alpha", lora.get("rank", 16)), **resolved}
     return make_case(folder, method=method, model=model, spec={"output": output, "lora": lora}, **settings)

@@ -49,7 +49,10 @@ def run(folder: Path, *, method: str, tied: bool, lora: dict[str, Any] | None = 
         "method": method,
         "model": {"uri": f"file://{model}", "newTokens": NEW},
         "dataset": {"uri": f"file://{write_lines(folder / 'data.jsonl', answers)}"},
-        "output": {"uri": f"file://{folder}/out", "merged": {"dtype": "float32"}},
+        "output": {
+            "uri": f"file://{folder}/out",
+            "merged": {"dtype": "float32", **({"base": "original"} if method == "QLoRA" else {})},
+        },
         "hyperparameters": {"maxSteps": 6, "batchSize": 8, "learningRate": 3e-2, "precision": "float32"},
         "evaluation": {"everySteps": 3},
         **({"lora": lora} if lora else {}),

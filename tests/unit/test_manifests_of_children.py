@@ -84,12 +84,14 @@ def test_one_attempt_is_one_set_of_pods_and_its_exit_code_stays_in_the_job() -> 
 
 
 def test_secrets_come_by_reference_each_use_under_its_own_prefix() -> None:
-    spec = make_spec(output={"uri": "s3://models/out", "secretRef": {"name": "out"}})
+    tracking = {"wandb": {"project": "support"}, "secretRef": {"name": "wandb"}}
+    spec = make_spec(output={"uri": "s3://models/out", "secretRef": {"name": "out"}}, tracking=tracking)
     for container in containers_of(built("prepare", spec, {"storage": {"secretName": "team-s3"}})):
         assert container["envFrom"] == [
             {"prefix": "MODEL_", "secretRef": {"name": "team-s3"}},
             {"prefix": "DATASET_", "secretRef": {"name": "team-s3"}},
             {"prefix": "OUTPUT_", "secretRef": {"name": "out"}},
+            {"prefix": "TRACKING_", "secretRef": {"name": "wandb"}},
         ]
 
 

@@ -27,6 +27,7 @@ class Use(StrEnum):
     MODEL = "MODEL_"
     DATASET = "DATASET_"
     OUTPUT = "OUTPUT_"
+    TRACKING = "TRACKING_"
 
 
 class JobIdentity(Model):

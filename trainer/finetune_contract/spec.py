@@ -75,7 +75,8 @@ class Optimizer(StrEnum):
 
 class SecretRef(Model):
     """A Secret of the job's namespace, read as environment variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-    AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, HF_TOKEN.
+    AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, HF_TOKEN; for tracking MLFLOW_TRACKING_USERNAME,
+    MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN, WANDB_API_KEY.
     """
 
     name: Name
@@ -328,6 +329,43 @@ class Output(Model):
     """Credentials for output.uri."""
 
 
+class Mlflow(Model):
+    """An MLflow tracking server."""
+
+    tracking_uri: Annotated[str, Field(max_length=512, pattern=r"^https?://[^@/?#]+(/[^@?#]*)?$")]
+    """URL of the server, as https://mlflow.example.com. Credentials come from tracking.secretRef."""
+    experiment: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Experiment that the run belongs to; the job's name when absent. It is made where there is none."""
+
+
+class Wandb(Model):
+    """Weights & Biases."""
+
+    project: Annotated[str, Field(min_length=1, max_length=128)]
+    """Project that the run belongs to."""
+    entity: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """User or team; the default one of the API key when absent."""
+    mode: Literal["online", "offline"] = "online"
+    """offline writes the run to wandb/ beside the outputs, for `wandb sync`, and needs neither network nor key."""
+
+
+class TensorBoard(Model):
+    """Event files for TensorBoard, in tensorboard/ beside the outputs."""
+
+
+class Tracking(Model):
+    """Where the run's figures go beside status and report. A tracker that fails or hangs never costs the run."""
+
+    mlflow: Mlflow | None = None
+    """An MLflow tracking server."""
+    wandb: Wandb | None = None
+    """Weights & Biases."""
+    tensorboard: TensorBoard | None = None
+    """Event files for TensorBoard: write {} to have them."""
+    secret_ref: SecretRef | None = None
+    """Credentials of the trackers."""
+
+
 class TuningSpec(Model):
     """What is tuned, on what, how and where to: the part of a spec that the trainer sees."""
 
@@ -351,3 +389,5 @@ class TuningSpec(Model):
     """How the result is measured."""
     checkpoint: Checkpoint = Checkpoint()
     """How often progress is made safe."""
+    tracking: Tracking | None = None
+    """Where the run's figures go beside status and report."""

@@ -253,7 +253,8 @@ def loop_arguments(config: RunConfig, resolved: Resolved, *, micro_batch: int, f
         save_strategy="no",  # callbacks.py says when
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would hide a loss that is not finite behind the mean of those before
-        report_to="none",
+        report_to="none",  # tracking.py adds the callbacks
+        run_name=f"{config.job.name}-run-{config.job.run}",
         disable_tqdm=True,
     )
 

@@ -29,7 +29,7 @@ from finetune_trainer.dryrun import Plan, fit, largest_divisor, plans
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import Measured, measure, measure_base
-from finetune_trainer.export import Lineage, export
+from finetune_trainer.export import TRACKING, Lineage, export
 from finetune_trainer.fetch import FetchedModel, fetch_model
 from finetune_trainer.held_out import overfitting
 from finetune_trainer.logs import log
@@ -45,6 +45,7 @@ from finetune_trainer.samples import KeepSamples, SampleFile, prompts_to_ask
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.summary import Training, curve
 from finetune_trainer.tokenizer import load_tokenizer
+from finetune_trainer.tracking import trackers
 
 _SAME = 1e-2
 """Two measurements of the same weights may differ by this share, on a GPU and in other batches."""
@@ -173,6 +174,7 @@ def _train(run: _Run, loop: Loop, progress: Progress) -> tuple[Training, tuple[S
         log.info("going on from the checkpoint of attempt %d, step %d", place.attempt, place.step)
     uploader = CheckpointUploader(config=run.config, store=run.store)
     loop.uploader = uploader
+    tracked = trackers(run.config, folder=run.folder / TRACKING)
     samples = SampleFile(config=run.config, store=run.store, resumed_from=resumed_from)
     loop.add_callback(StopOnNonFinite())
     loop.add_callback(StopOnDivergence())
@@ -184,6 +186,8 @@ def _train(run: _Run, loop: Loop, progress: Progress) -> tuple[Training, tuple[S
             uploader=uploader,
         )
     )
+    for tracker in tracked:
+        loop.add_callback(tracker)
     loop.add_callback(Report(progress, uploader=uploader, resumed_from=resumed_from))
     try:
         with PREEMPTION.deferred():
@@ -193,6 +197,8 @@ def _train(run: _Run, loop: Loop, progress: Progress) -> tuple[Training, tuple[S
     finally:
         samples.close()
         uploader.close()
+        for tracker in tracked:
+            tracker.close()
         progress.update(checkpointStep=uploader.stored_step)
     PREEMPTION.check()
     if loop.stopped_early:

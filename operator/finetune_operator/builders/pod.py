@@ -126,6 +126,8 @@ def _secrets(pod: PodRequest) -> list[Manifest]:
         (Use.OUTPUT, spec.output.secret_ref),
     )
     names = [(use, ref.name if ref else default) for use, ref in uses]
+    if spec.tracking and spec.tracking.secret_ref:
+        names.append((Use.TRACKING, spec.tracking.secret_ref.name))
     return [{"prefix": use.value, "secretRef": {"name": name}} for use, name in names if name]
 
 

@@ -50,6 +50,16 @@ def test_only_the_training_container_asks_for_gpus() -> None:
     assert asked == {"prepare": None, "fetch": None, "train": "1"}
 
 
+def test_only_the_training_container_has_the_port_that_is_scraped() -> None:
+    ports = {
+        container["name"]: [port["name"] for port in container.get("ports", [])]
+        for stage in ("prepare", "train")
+        for container in containers_of(built(stage))
+    }
+    assert ports == {"prepare": [], "fetch": [], "train": ["metrics"]}
+    assert not containers_of(built(collect=True))[0].get("ports")
+
+
 def test_collect_rereads_the_manifest_without_a_gpu_and_without_the_model() -> None:
     (container,) = containers_of(built(collect=True))
     assert container["command"][-1] == "collect"

@@ -102,6 +102,15 @@ class PrepareResult(Model):
     resolved: Resolved
 
 
+class Usage(Model):
+    """What a run has used, over all attempts: it fills `status.usage`. Work that a crash lost is not in it."""
+
+    gpu_seconds: float | None = None
+    """GPU time of the training pods; absent without a GPU."""
+    trained_tokens: int | None = None
+    """Tokens trained on, prompts included."""
+
+
 class TrainingSummary(Model):
     """How the training went, in words: it fills `status.training`."""
 
@@ -124,6 +133,7 @@ class TrainResult(Model):
     artifacts: dict[str, Artifact] = {}
     evaluation: EvaluationSummary | None = None
     training: TrainingSummary | None = None
+    usage: Usage | None = None
 
 
 class TerminationMessage(Model):

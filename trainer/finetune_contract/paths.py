@@ -41,6 +41,10 @@ ENV_WORK = "FINETUNE_WORK"
 ENV_CACHE = "FINETUNE_CACHE"
 ENV_CLAIMS = "FINETUNE_CLAIMS"
 ENV_TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"
+ENV_METRICS_PORT = "FINETUNE_METRICS_PORT"
+
+METRICS_PORT = 9464
+"""Port of a training pod's /metrics, named `metrics` there."""
 
 
 def run_uri(output_uri: str, run: int) -> str:

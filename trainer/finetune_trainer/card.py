@@ -69,6 +69,7 @@ def training_rows(lineage: Lineage) -> list[tuple[str, str]]:
         ("Longest sequence", f"{resolved.max_sequence_length} tokens"),
         ("Loss on", str(resolved.loss)),
         ("Precision", str(resolved.precision)),
+        *_usage_rows(training),
         ("Seed", str(wanted.seed)),
     ]
     if training.stopped_early:
@@ -101,6 +102,21 @@ def _preference_rows(training: Training) -> list[tuple[str, str]]:
         for accuracy, margin in measured
         if accuracy.step == step
     ]
+
+
+def _usage_rows(training: Training) -> list[tuple[str, str]]:
+    tokens, speed, mfu, seconds = (
+        training.trained_tokens,
+        training.tokens_per_second,
+        training.mfu,
+        training.gpu_seconds,
+    )
+    rows = [
+        ("Trained tokens", f"{tokens:,}" if tokens else ""),
+        ("Speed", f"{speed:,.0f} tokens/s" + (f", {mfu:.1%} MFU" if mfu else "") if speed else ""),
+        ("GPU time", f"{seconds:,.0f} s" if seconds else ""),
+    ]
+    return [(name, value) for name, value in rows if value]
 
 
 def _front_matter(lineage: Lineage) -> str:

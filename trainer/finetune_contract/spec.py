@@ -305,6 +305,8 @@ class Checkpoint(Model):
     """Optimizer steps between two checkpoints; about ten a run when everyMinutes is absent, too."""
     every_minutes: Annotated[int, Field(ge=1, le=10080)] | None = None
     """Minutes of training between two checkpoints; with everySteps, whichever comes first."""
+    resume_from: Uri = "Latest"
+    """Where the run starts: Latest (its own newest checkpoint, else the beginning), None (every attempt begins anew), or the folder of another run or checkpoint, as s3://models/support-bot/run-1, with the same model, method and data; it is read with the credentials of output.uri."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
     """Newest checkpoints that are kept."""
 

@@ -22,7 +22,7 @@ from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.samples import Sample
 from finetune_contract.spec import Lora, Objective
 from finetune_trainer.callbacks import Report, SaveCheckpoints, StopOnDivergence, StopOnNonFinite
-from finetune_trainer.checkpoint import CheckpointUploader, restore_newest
+from finetune_trainer.checkpoint import CheckpointUploader
 from finetune_trainer.claim import claim_run
 from finetune_trainer.dataset import Data, fetch_data, read_prepared
 from finetune_trainer.dryrun import Plan, fit, largest_divisor, plans
@@ -43,6 +43,7 @@ from finetune_trainer.progress import Poster, Progress
 from finetune_trainer.prometheus import MetricsServer, port_from_env
 from finetune_trainer.reference import with_reference
 from finetune_trainer.results import completed_run
+from finetune_trainer.resume import identity, restore
 from finetune_trainer.samples import KeepSamples, SampleFile, prompts_to_ask
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.summary import Training, curve, trained_tokens
@@ -196,16 +197,13 @@ def _wanted_micro_batch(run: _Run) -> int:
 
 def _train(run: _Run, loop: Loop, progress: Progress) -> tuple[Training, tuple[Sample, ...]]:
     """Train from the newest checkpoint, or from the start, to the last step; the best weights are in the model then."""
-    restored = run.folder / "restored"
-    place = restore_newest(restored, config=run.config, store=run.store)
-    resumed_from = place.step if place else None
-    if place:
-        log.info("going on from the checkpoint of attempt %d, step %d", place.attempt, place.step)
+    restored = restore(run.folder / "restored", config=run.config, prepared=run.prepared, store=run.store)
+    resumed_from = restored.step if restored else None
     watchers = _watch_over(run, loop, progress, resumed_from=resumed_from)
     try:
         with PREEMPTION.deferred():
             PREEMPTION.check()
-            loop.run(restored if place else None)
+            loop.run(restored.folder if restored else None)
             watchers.uploader.wait()
     finally:
         watchers.close()
@@ -220,7 +218,7 @@ def _train(run: _Run, loop: Loop, progress: Progress) -> tuple[Training, tuple[S
 def _watch_over(run: _Run, loop: Loop, progress: Progress, *, resumed_from: int | None) -> _Watchers:
     """Add the loop's callbacks, in the order in which they see a step."""
     config, resolved, settings = run.config, run.prepared.resolved, run.config.spec.evaluation
-    uploader = CheckpointUploader(config=config, store=run.store)
+    uploader = CheckpointUploader(config=config, store=run.store, identity=identity(config, run.prepared))
     samples = SampleFile(config=config, store=run.store, resumed_from=resumed_from)
     asked = prompts_to_ask(settings, run.data, run.tokenizer)
     report = Report(

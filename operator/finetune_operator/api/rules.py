@@ -182,6 +182,11 @@ JOB_RULES: tuple[Rule, ...] = (
     *_data_uri_rules(("spec", "dataset", "sources", "[]", "uri")),
     *_data_uri_rules(("spec", "dataset", "validation", "uri")),
     *_uri_rules(("spec", "output", "uri"), (_S3, _PVC), "s3://bucket/prefix or pvc://claim/path"),
+    *_uri_rules(
+        ("spec", "checkpoint", "resumeFrom"),
+        ("Latest", "None", _S3, _PVC),
+        "Latest, None, s3://bucket/prefix or pvc://claim/path",
+    ),
 )
 
 _MUTABLE = {"lifecycle", "scheduling"}

@@ -152,7 +152,8 @@ def _training_resources(asked: Resources, profile: FineTuneProfileSpec, gpus: in
 
 
 def _claims(pod: PodRequest) -> tuple[str, ...]:
-    uris = (pod.spec.model.uri, *pod.spec.dataset.uris, pod.spec.output.uri)
+    spec = pod.spec
+    uris = (spec.model.uri, *spec.dataset.uris, spec.output.uri, spec.checkpoint.resume_from)
     return tuple(dict.fromkeys(uri.split("/")[2] for uri in uris if uri.startswith("pvc://")))
 
 

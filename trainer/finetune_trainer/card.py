@@ -69,7 +69,7 @@ def training_rows(lineage: Lineage) -> list[tuple[str, str]]:
         ("Longest sequence", f"{resolved.max_sequence_length} tokens"),
         ("Loss on", str(resolved.loss)),
         ("Precision", str(resolved.precision)),
-        *_usage_rows(training),
+        ("Trained tokens", f"{training.trained_tokens or 0:,}"),
         ("Seed", str(wanted.seed)),
     ]
     if training.stopped_early:
@@ -104,15 +104,10 @@ def _preference_rows(training: Training) -> list[tuple[str, str]]:
     ]
 
 
-def _usage_rows(training: Training) -> list[tuple[str, str]]:
-    tokens, speed, mfu, seconds = (
-        training.trained_tokens,
-        training.tokens_per_second,
-        training.mfu,
-        training.gpu_seconds,
-    )
+def usage_rows(training: Training) -> list[tuple[str, str]]:
+    """Return how fast it was and what it cost: for the report, since a model card does not depend on the machine."""
+    speed, mfu, seconds = training.tokens_per_second, training.mfu, training.gpu_seconds
     rows = [
-        ("Trained tokens", f"{tokens:,}" if tokens else ""),
         ("Speed", f"{speed:,.0f} tokens/s" + (f", {mfu:.1%} MFU" if mfu else "") if speed else ""),
         ("GPU time", f"{seconds:,.0f} s" if seconds else ""),
     ]

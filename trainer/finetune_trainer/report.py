@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from finetune_contract.samples import Sample
-from finetune_trainer.card import lineage_rows, score_rows, training_rows
+from finetune_trainer.card import lineage_rows, score_rows, training_rows, usage_rows
 from finetune_trainer.summary import Point
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def report_page(lineage: Lineage, evaluation: EvaluationFile) -> str:
         job=lineage.config.job,
         scores=score_rows(evaluation.base, evaluation.tuned),
         lineage=lineage_rows(lineage),
-        training=training_rows(lineage),
+        training=[*training_rows(lineage), *usage_rows(lineage.training)],
         training_warnings=lineage.training.warnings,
         chart=_loss_chart(lineage),
         dataset=lineage.prepared.dataset,

@@ -117,7 +117,7 @@ def test_an_offline_run_of_wandb_is_among_the_outputs(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    (file,) = (case.run / paths.WANDB).glob("wandb/offline-run-*/run-*.wandb")
+    (file,) = (case.run / paths.WANDB).glob("offline-run-*/run-*.wandb")
     assert file.stat().st_size > 1000
     assert not [path for path in (case.run / paths.WANDB).rglob("*") if path.is_symlink()]
 

@@ -189,7 +189,7 @@ def _wandb(config: RunConfig, settings: Wandb, folder: Path) -> Tracker:
         "WANDB_MODE": settings.mode,
         "WANDB_RUN_ID": f"{config.job.uid}-{config.job.run}",
         "WANDB_RESUME": "allow",
-        "WANDB_DIR": str(folder),
+        "WANDB_DIR": str(folder.parent),  # it adds wandb/
         **({"WANDB_ENTITY": settings.entity} if settings.entity else {}),
     }
 

@@ -73,7 +73,7 @@ def flops_per_token(
         return None
     passes = 3 if method is Method.FULL else 2
     weights = shape.linear_parameters() + loss_share * shape.vocab * shape.hidden
-    trained = 0 if method is Method.FULL else adapter_parameters(shape, rank=lora.rank, targets=lora.target_modules)
+    trained = 0 if method is Method.FULL else adapter_parameters(shape, lora)
     attention = 3 * 2 * mean_length * shape.query * shape.layers
     return 2 * passes * weights + 2 * 3 * trained + attention
 

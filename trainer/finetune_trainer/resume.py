@@ -50,9 +50,11 @@ def identity(config: RunConfig, prepared: Prepared) -> dict[str, str]:
     found = {
         "model": resolved.model_revision or spec.model.uri,
         "method": str(spec.method),
+        "objective": str(spec.objective),
         "dataset": hashlib.sha256("".join(shard.sha256 for shard in prepared.shards).encode()).hexdigest(),
         "hyperparameters.batchSize": str(resolved.batch_size),
         "hyperparameters.learningRate": f"{resolved.learning_rate:g}",
+        "hyperparameters.optimizer": str(spec.hyperparameters.optimizer),
         "hyperparameters.weightDecay": f"{spec.hyperparameters.weight_decay:g}",
         "hyperparameters.seed": str(spec.hyperparameters.seed),
     }

@@ -15,7 +15,14 @@ import pytest
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import BY_CODE, FAILURES, ExitCode, Failure
-from finetune_contract.outcome import MAX_MESSAGE_BYTES, Manifest, TerminationMessage
+from finetune_contract.outcome import (
+    MAX_MESSAGE_BYTES,
+    Manifest,
+    TerminationMessage,
+    TrainingSummary,
+    TrainResult,
+    Usage,
+)
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.failures import explain
@@ -259,3 +266,24 @@ def test_a_message_that_is_too_long_gives_up_the_log_first() -> None:
     assert len(message.encode().encode()) <= MAX_MESSAGE_BYTES
     assert len(short["message"]) == 1500
     assert len(short["logTail"]) == 200
+
+
+def test_a_result_gives_up_its_warnings_before_what_the_operator_needs() -> None:
+    summary = TrainingSummary(
+        best_step=4, stopped_early="The held-out loss has not fallen.", warnings=("w" * 500,) * 20
+    )
+    message = TerminationMessage(
+        stage="train",
+        exit_code=0,
+        reason="Completed",
+        sha256="0" * 64,
+        trained=TrainResult(step=7, training=summary, usage=Usage(trained_tokens=100)),
+    )
+
+    short = json.loads(message.encode())
+
+    assert len(message.encode().encode()) <= MAX_MESSAGE_BYTES
+    assert short["sha256"] == "0" * 64
+    assert short["trained"]["training"]["stoppedEarly"] == "The held-out loss has not fallen."
+    assert not short["trained"]["training"].get("warnings")
+    assert short["trained"]["usage"]["trainedTokens"] == 100

@@ -117,9 +117,11 @@ def test_early_stopping_ends_the_run_and_exports_the_best(tmp_path: Path) -> Non
 
 
 def test_patience_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    undisturbed = train(make_case(tmp_path / "undisturbed", spec=PATIENT, **BY_HEART))
+    # One pass a step: with several, Trainer would look at what the measurement says before the step is done.
+    settings = {**BY_HEART, "micro_batch_size": 8}
+    undisturbed = train(make_case(tmp_path / "undisturbed", spec=PATIENT, **settings))
     last = undisturbed.result.step
-    case = make_case(tmp_path / "disturbed", spec=PATIENT, **BY_HEART)
+    case = make_case(tmp_path / "disturbed", spec=PATIENT, **settings)
 
     # The signal comes during the very measurement that would end the run: it is the first thing the next attempt does.
     def told_to_stop(*args: Any, **kwargs: Any) -> float:

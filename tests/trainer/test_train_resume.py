@@ -215,3 +215,76 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert "step 8 is not used: optimizer.pt is damaged or missing" in caplog.text
     assert resumed.result.resumed_from_step == 6
     assert_same(resumed, undisturbed)
+
+
+# From the checkpoint of another run.
+
+STEADY: dict[str, Any] = {"hyperparameters": {"scheduler": "constant", "warmupRatio": 0.0}}
+
+
+@pytest.fixture(scope="module")
+def shorter(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A run of four steps, with checkpoints of two and four."""
+    return train(make_case(tmp_path_factory.mktemp("shorter"), spec=STEADY, total_steps=4))
+
+
+def longer(folder: Path, shorter: Outcome, source: str, *, spec: dict[str, Any] | None = None, **changes: Any) -> Case:
+    """Return a run of the same model and data that starts where a URI below the shorter one says."""
+    checkpoint = {"resumeFrom": source.format(run=f"file://{shorter.run}")}
+    settings = {"total_steps": 8, **changes}
+    model = shorter.run.parent.parent / "model"
+    return make_case(folder, model=model, spec={**STEADY, "checkpoint": checkpoint, **(spec or {})}, **settings)
+
+
+@pytest.mark.parametrize(
+    ("source", "step"), [("{run}", 4), ("{run}/checkpoints/attempt-0001/step-00000002", 2)], ids=["run", "checkpoint"]
+)
+def test_a_run_goes_on_from_another(tmp_path: Path, shorter: Outcome, source: str, step: int) -> None:
+    undisturbed = train(longer(tmp_path / "undisturbed", shorter, "Latest"))
+
+    resumed = train(longer(tmp_path / "resumed", shorter, source))
+
+    assert resumed.result.resumed_from_step == step
+    assert_same(resumed, undisturbed)
+
+
+def test_its_own_checkpoints_come_before_those_of_another(
+    tmp_path: Path, shorter: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = longer(tmp_path, shorter, "{run}")
+    stopped(case, step=7, monkeypatch=monkeypatch)
+
+    assert train(case.attempt(2)).result.resumed_from_step == 6
+
+
+def test_a_run_may_always_begin_anew(tmp_path: Path, shorter: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = longer(tmp_path, shorter, "None")
+    stopped(case, step=7, monkeypatch=monkeypatch)
+
+    assert train(case.attempt(2)).result.resumed_from_step is None
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "says"),
+    [
+        pytest.param("{run}", {"spec": {"lora": {"rank": 4}}}, "with another lora", id="another adapter"),
+        pytest.param("{run}", {"method": "Full"}, "with another method", id="another method"),
+        pytest.param("{run}", {"learning_rate": 1e-3}, "another hyperparameters.learningRate", id="another rate"),
+        pytest.param("{run}", {"total_steps": 4}, "stands at step 4, this run ends at 4", id="nothing left to train"),
+        pytest.param("{run}/nowhere", {}, "there is no undamaged checkpoint", id="nothing there"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
+    tmp_path: Path, shorter: Outcome, source: str, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(TrainerError, match=says) as failure:
+        train(longer(tmp_path, shorter, source, **changes))
+
+    assert failure.value.code is ExitCode.CHECKPOINT_UNUSABLE
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, shorter: Outcome) -> None:
+    case = make_case(tmp_path, spec={**STEADY, "checkpoint": {"resumeFrom": f"file://{shorter.run}"}}, total_steps=8)
+
+    with pytest.raises(TrainerError, match="with another model"):
+        train(case)

@@ -50,6 +50,16 @@ def test_only_the_training_container_asks_for_gpus() -> None:
     assert asked == {"prepare": None, "fetch": None, "train": "1"}
 
 
+def test_only_the_training_container_has_the_port_that_is_scraped() -> None:
+    ports = {
+        container["name"]: [port["name"] for port in container.get("ports", [])]
+        for stage in ("prepare", "train")
+        for container in containers_of(built(stage))
+    }
+    assert ports == {"prepare": [], "fetch": [], "train": ["metrics"]}
+    assert not containers_of(built(collect=True))[0].get("ports")
+
+
 def test_collect_rereads_the_manifest_without_a_gpu_and_without_the_model() -> None:
     (container,) = containers_of(built(collect=True))
     assert container["command"][-1] == "collect"
@@ -84,12 +94,14 @@ def test_one_attempt_is_one_set_of_pods_and_its_exit_code_stays_in_the_job() -> 
 
 
 def test_secrets_come_by_reference_each_use_under_its_own_prefix() -> None:
-    spec = make_spec(output={"uri": "s3://models/out", "secretRef": {"name": "out"}})
+    tracking = {"wandb": {"project": "support"}, "secretRef": {"name": "wandb"}}
+    spec = make_spec(output={"uri": "s3://models/out", "secretRef": {"name": "out"}}, tracking=tracking)
     for container in containers_of(built("prepare", spec, {"storage": {"secretName": "team-s3"}})):
         assert container["envFrom"] == [
             {"prefix": "MODEL_", "secretRef": {"name": "team-s3"}},
             {"prefix": "DATASET_", "secretRef": {"name": "team-s3"}},
             {"prefix": "OUTPUT_", "secretRef": {"name": "out"}},
+            {"prefix": "TRACKING_", "secretRef": {"name": "wandb"}},
         ]
 
 

@@ -114,6 +114,15 @@ class PrepareResult(Model):
     resolved: Resolved
 
 
+class Usage(Model):
+    """What a run has used, over all attempts: it fills `status.usage`. Work that a crash lost is not in it."""
+
+    gpu_seconds: float | None = None
+    """GPU time of the training pods; absent without a GPU."""
+    trained_tokens: int | None = None
+    """Tokens trained on, prompts included."""
+
+
 class TrainingSummary(Model):
     """How the training went, in words: it fills `status.training`."""
 
@@ -138,6 +147,7 @@ class TrainResult(Model):
     training: TrainingSummary | None = None
     warnings: Warnings = ()
     hub: Pushed | None = None
+    usage: Usage | None = None
 
 
 class TerminationMessage(Model):

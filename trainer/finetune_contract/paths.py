@@ -18,6 +18,8 @@ MODELFILE = "gguf/Modelfile"
 EVALUATION = "evaluation.json"
 SAMPLES = "samples.jsonl"
 SAMPLES_DIR = "samples"
+TENSORBOARD = "tensorboard"
+WANDB = "wandb"
 REPORT = "report.html"
 MODEL_CARD = "README.md"
 REPEAT = "config.yaml"
@@ -43,6 +45,10 @@ ENV_WORK = "FINETUNE_WORK"
 ENV_CACHE = "FINETUNE_CACHE"
 ENV_CLAIMS = "FINETUNE_CLAIMS"
 ENV_TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"
+ENV_METRICS_PORT = "FINETUNE_METRICS_PORT"
+
+METRICS_PORT = 9464
+"""Port of a training pod's /metrics, named `metrics` there."""
 
 
 def run_uri(output_uri: str, run: int) -> str:

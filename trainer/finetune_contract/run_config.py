@@ -28,6 +28,7 @@ class Use(StrEnum):
     DATASET = "DATASET_"
     OUTPUT = "OUTPUT_"
     HUB = "HUB_"
+    TRACKING = "TRACKING_"
 
 
 class JobIdentity(Model):

@@ -77,7 +77,8 @@ class SecretRef(Model):
     """A Secret of the job's namespace, read as environment variables. For s3://: AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL. For gs://: GOOGLE_SERVICE_ACCOUNT_KEY (the
     key file's JSON). For az://: AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN, or
-    AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET. For hf://: HF_TOKEN.
+    AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET. For hf://: HF_TOKEN. For tracking:
+    MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN, WANDB_API_KEY.
     """
 
     name: Name
@@ -306,6 +307,8 @@ class Checkpoint(Model):
     """Optimizer steps between two checkpoints; about ten a run when everyMinutes is absent, too."""
     every_minutes: Annotated[int, Field(ge=1, le=10080)] | None = None
     """Minutes of training between two checkpoints; with everySteps, whichever comes first."""
+    resume_from: Uri = "Latest"
+    """Where the run starts: Latest (its own newest checkpoint, else the beginning), None (every attempt begins anew), or the folder of another run or checkpoint, as s3://models/support-bot/run-1, with the same model, method and data; it is read with the credentials of output.uri."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
     """Newest checkpoints that are kept."""
 
@@ -376,6 +379,43 @@ class Output(Model):
     """Credentials for output.uri."""
 
 
+class Mlflow(Model):
+    """An MLflow tracking server."""
+
+    tracking_uri: Annotated[str, Field(max_length=512, pattern=r"^https?://[^@/?#]+(/[^@?#]*)?$")]
+    """URL of the server, as https://mlflow.example.com. Credentials come from tracking.secretRef."""
+    experiment: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Experiment that the run belongs to; the job's name when absent. It is made where there is none."""
+
+
+class Wandb(Model):
+    """Weights & Biases."""
+
+    project: Annotated[str, Field(min_length=1, max_length=128)]
+    """Project that the run belongs to."""
+    entity: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """User or team; the default one of the API key when absent."""
+    mode: Literal["online", "offline"] = "online"
+    """offline writes the run to wandb/ beside the outputs, for `wandb sync`, and needs neither network nor key."""
+
+
+class TensorBoard(Model):
+    """Event files for TensorBoard, in tensorboard/ beside the outputs."""
+
+
+class Tracking(Model):
+    """Where the run's figures go beside status and report. A tracker that fails or hangs never costs the run."""
+
+    mlflow: Mlflow | None = None
+    """An MLflow tracking server."""
+    wandb: Wandb | None = None
+    """Weights & Biases."""
+    tensorboard: TensorBoard | None = None
+    """Event files for TensorBoard: write {} to have them."""
+    secret_ref: SecretRef | None = None
+    """Credentials of the trackers."""
+
+
 class TuningSpec(Model):
     """What is tuned, on what, how and where to: the part of a spec that the trainer sees."""
 
@@ -399,3 +439,5 @@ class TuningSpec(Model):
     """How the result is measured."""
     checkpoint: Checkpoint = Checkpoint()
     """How often progress is made safe."""
+    tracking: Tracking | None = None
+    """Where the run's figures go beside status and report."""

@@ -21,6 +21,14 @@ _LIBRARY_DEFAULTS = {
     # One process trains on one GPU; transformers would copy the model to all that it sees.
     "CUDA_VISIBLE_DEVICES": "0",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    # Trackers: neither minutes of retries nor words on standard output, and no git, which the image does not have.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "TRUE",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "WANDB_SILENT": "true",
+    "WANDB_DISABLE_GIT": "true",
+    "WANDB_DISABLE_CODE": "true",
 }
 
 # What computes nothing. Their tokenizer library imports torch wherever it finds it: 500 MB and seconds for nothing.
@@ -49,7 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
         env = dataclasses.replace(env, config=options.config)
     code = run_stage(options.stage, env, log_level=options.log_level)
     PREEMPTION.finish()
+    _leave_stuck_trackers(code)
     return code
+
+
+def _leave_stuck_trackers(code: int) -> None:
+    """End at once where a tracker hangs: its library would wait for its server when the process ends."""
+    tracking = sys.modules.get("finetune_trainer.tracking")
+    if tracking is not None and tracking.Tracker.left_behind:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:

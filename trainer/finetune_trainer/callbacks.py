@@ -12,11 +12,13 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_trainer.checkpoint import CheckpointUploader
 from finetune_trainer.divergence import RECENT, GradientPulse, LossLevel
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.figures import Efficiency, GpuClock
 from finetune_trainer.held_out import overfitting
 from finetune_trainer.logs import log
 from finetune_trainer.loop import require_finite
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.progress import Progress, StepClock
+from finetune_trainer.summary import trained_tokens
 
 clock = time.monotonic
 LINE_EVERY = 5.0
@@ -107,16 +109,25 @@ class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
 class Report(TrainerCallback):  # type: ignore[misc]
     """Tells the operator, and the log or terminal, how far the run is."""
 
-    def __init__(self, progress: Progress, *, uploader: CheckpointUploader, resumed_from: int | None) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        *,
+        uploader: CheckpointUploader,
+        resumed_from: int | None,
+        gpu_clock: GpuClock | None = None,
+        efficiency: Efficiency | None = None,
+    ) -> None:
         self._progress, self._uploader = progress, uploader
-        self._clock = StepClock()
+        self._gpu_clock, self._efficiency = gpu_clock, efficiency
+        self.clock = StepClock()
         self._display: _Bar | _Lines = _Bar() if sys.stderr.isatty() else _Lines()
         self._resumed_from = resumed_from
         self._overfitting_since: int | None = None
 
     def on_train_begin(self, _args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         """Say where the run starts."""
-        self._clock.step_ended(state.global_step, tokens=0)
+        self.clock.step_ended(state.global_step, tokens=trained_tokens(state.log_history) or 0)
         self._progress.update(step=state.global_step, totalSteps=state.max_steps, resumedFromStep=self._resumed_from)
 
     def on_log(
@@ -134,6 +145,12 @@ class Report(TrainerCallback):  # type: ignore[misc]
         """Leave the terminal as it was."""
         self._display.close()
 
+    def mfu(self, tokens_per_second: float | None) -> float | None:
+        """Return the share of the GPUs' peak; None where model or card are not known."""
+        if self._efficiency is None or tokens_per_second is None:
+            return None
+        return self._efficiency.mfu(tokens_per_second)
+
     def _warn_of_overfitting(self, state: TrainerState) -> None:
         found = overfitting(state.log_history)
         if found and found.since.step != self._overfitting_since:
@@ -142,10 +159,10 @@ class Report(TrainerCallback):  # type: ignore[misc]
             log.warning("%s", found)
 
     def _report_step(self, state: TrainerState, logs: dict[str, float]) -> None:
-        self._clock.step_ended(state.global_step, tokens=int(logs.get("num_tokens", 0)))
-        seconds = self._clock.seconds_a_step()
+        self.clock.step_ended(state.global_step, tokens=int(logs.get("num_tokens", 0)))
+        seconds = self.clock.seconds_a_step()
         remaining = None if seconds is None else seconds * (state.max_steps - state.global_step)
-        speed = self._clock.tokens_per_second()
+        speed = self.clock.tokens_per_second()
         self._progress.update(
             remaining_seconds=remaining,
             step=state.global_step,
@@ -153,7 +170,11 @@ class Report(TrainerCallback):  # type: ignore[misc]
             epoch=state.epoch,
             loss=logs["loss"],
             learningRate=logs.get("learning_rate"),
+            gradNorm=logs.get("grad_norm"),
             tokensPerSecond=speed,
+            mfu=self.mfu(speed),
+            trainedTokens=logs.get("num_tokens"),
+            gpuSeconds=self._gpu_clock.seconds() if self._gpu_clock else None,
             checkpointStep=self._uploader.stored_step,
         )
         self._display.step(state, loss=logs["loss"], tokens_per_second=speed, remaining=remaining)

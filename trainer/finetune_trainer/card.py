@@ -94,6 +94,7 @@ def training_rows(lineage: Lineage) -> list[tuple[str, str]]:
         ("Longest sequence", f"{resolved.max_sequence_length} tokens"),
         ("Loss on", str(resolved.loss)),
         ("Precision", str(resolved.precision)),
+        ("Trained tokens", f"{training.trained_tokens or 0:,}"),
         ("Seed", str(wanted.seed)),
     ]
     if training.stopped_early:
@@ -126,6 +127,16 @@ def _preference_rows(training: Training) -> list[tuple[str, str]]:
         for accuracy, margin in measured
         if accuracy.step == step
     ]
+
+
+def usage_rows(training: Training) -> list[tuple[str, str]]:
+    """Return how fast it was and what it cost: for the report, since a model card does not depend on the machine."""
+    speed, mfu, seconds = training.tokens_per_second, training.mfu, training.gpu_seconds
+    rows = [
+        ("Speed", f"{speed:,.0f} tokens/s" + (f", {mfu:.1%} MFU" if mfu else "") if speed else ""),
+        ("GPU time", f"{seconds:,.0f} s" if seconds else ""),
+    ]
+    return [(name, value) for name, value in rows if value]
 
 
 def _front_matter(lineage: Lineage, licence: dict[str, str]) -> str:

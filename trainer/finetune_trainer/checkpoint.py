@@ -41,6 +41,8 @@ class CheckpointManifest(Model):
     config_hash: str
     attempt: int
     step: int
+    identity: dict[str, str] = {}
+    """What another run must have in common to go on from it (resume.py)."""
     files: tuple[OutputFile, ...]
     """Paths relative to the checkpoint's folder."""
 
@@ -57,7 +59,9 @@ class Place:
         return paths.join(config.run_uri, paths.checkpoint_dir(self.attempt, self.step))
 
 
-def store_checkpoint(folder: Path, place: Place, *, config: RunConfig, store: Store) -> None:
+def store_checkpoint(
+    folder: Path, place: Place, *, config: RunConfig, store: Store, identity: dict[str, str] | None = None
+) -> None:
     """Upload a local folder and commit it. Raises AlreadyExistsError if another process did so at the same place."""
     uri = place.uri(config)
     store.delete(uri)  # what a killed process of this attempt may have left
@@ -66,6 +70,7 @@ def store_checkpoint(folder: Path, place: Place, *, config: RunConfig, store: St
         config_hash=config.config_hash,
         attempt=place.attempt,
         step=place.step,
+        identity=identity or {},
         files=tuple(upload_folder(store, folder, uri)),
     )
     store.write(paths.join(uri, paths.CHECKPOINT_MANIFEST), manifest.to_json().encode(), only_if_absent=True)
@@ -99,8 +104,15 @@ def prune(*, keep: int, config: RunConfig, store: Store) -> None:
 class CheckpointUploader:
     """Stores checkpoints in the background, one after the other, and rides out a storage that is away for a while."""
 
-    def __init__(self, *, config: RunConfig, store: Store, patience: float | None = None) -> None:
-        self._config, self._store = config, store
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        store: Store,
+        identity: dict[str, str] | None = None,
+        patience: float | None = None,
+    ) -> None:
+        self._config, self._store, self._identity = config, store, identity
         self._patience = PATIENCE if patience is None else patience
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -146,7 +158,7 @@ class CheckpointUploader:
 
     def _store_now(self, folder: Path, place: Place) -> None:
         try:
-            store_checkpoint(folder, place, config=self._config, store=self._store)
+            store_checkpoint(folder, place, config=self._config, store=self._store, identity=self._identity)
         except AlreadyExistsError as error:
             raise TrainerError(
                 ExitCode.INTERNAL_ERROR, f"Another process stores checkpoints of attempt {place.attempt}."
@@ -168,10 +180,23 @@ class CheckpointUploader:
             self._complained = True
 
 
+def committed_below(uri: str, store: Store) -> list[str]:
+    """Return the committed checkpoints at a URI, newest first: the one that it names, or those of the run there."""
+    if any(item.path == paths.CHECKPOINT_MANIFEST for item in store.list(uri)):
+        return [uri]
+    folder = paths.join(uri, paths.CHECKPOINTS)
+    found = sorted((place for place, complete in _places_in(folder, store).items() if complete), reverse=True)
+    return [paths.join(uri, paths.checkpoint_dir(place.attempt, place.step)) for place in found]
+
+
 def _places(config: RunConfig, store: Store) -> dict[Place, bool]:
-    """Return every checkpoint folder, and whether it is committed."""
+    """Return every checkpoint folder of a run, and whether it is committed."""
+    return _places_in(paths.join(config.run_uri, paths.CHECKPOINTS), store)
+
+
+def _places_in(folder: str, store: Store) -> dict[Place, bool]:
     places: dict[Place, bool] = {}
-    for item in store.list(paths.join(config.run_uri, paths.CHECKPOINTS)):
+    for item in store.list(folder):
         if match := _PLACE.match(item.path):
             place = Place(attempt=int(match[1]), step=int(match[2]))
             places[place] = places.get(place, False) or match[3] == paths.CHECKPOINT_MANIFEST
@@ -187,6 +212,11 @@ def _restore(folder: Path, place: Place, *, config: RunConfig, store: Store) -> 
         return f"its {paths.CHECKPOINT_MANIFEST} cannot be read"
     if (manifest.job_uid, manifest.config_hash) != (config.job.uid, config.config_hash):
         return "it belongs to another configuration"
+    return fetch_checkpoint(folder, uri, manifest, store)
+
+
+def fetch_checkpoint(folder: Path, uri: str, manifest: CheckpointManifest, store: Store) -> str | None:
+    """Fetch a checkpoint's files and return what is wrong with them, or None."""
     found = {file.path: file.sha256 for file in download_folder(store, uri, folder)}
     damaged = [file.path for file in manifest.files if found.get(file.path) != file.sha256]
     return f"{damaged[0]} is damaged or missing" if damaged else None

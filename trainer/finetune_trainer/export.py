@@ -37,6 +37,8 @@ from finetune_trainer.vocabulary import ids_of
 
 MERGED_FROM = "the model's own weights, in float32"
 MERGED_FROM_DEQUANTIZED = "the 4-bit base of the training, dequantised, in float32"
+TRACKING = "tracking"
+"""Folder of what trackers write to files, each in a folder that is among the outputs."""
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "gguf", "finetune-operator")
 
 
@@ -81,10 +83,17 @@ def export(
     """Write, upload and commit all results; return the train stage's result and the manifest's sha256."""
     outputs = folder / "outputs"
     warnings = write_outputs(weights, tokenizer, lineage, base_folder=base_folder, into=outputs)
+    if (folder / TRACKING).is_dir():
+        # W&B links its newest run and log: the same files once more.
+        shutil.copytree(folder / TRACKING, outputs, dirs_exist_ok=True, ignore=_links)
     files = upload_folder(store, outputs, lineage.config.run_uri)
     if wrong := not_as_listed(tuple(files), lineage.config, store):
         raise TrainerError(ExitCode.STORAGE_UNAVAILABLE, f"{wrong} has another size in storage than was uploaded.")
     return _commit(manifest_of(files, lineage, warnings=warnings), lineage, store)
+
+
+def _links(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if Path(folder, name).is_symlink()]
 
 
 def write_outputs(weights: Path, tokenizer: Any, lineage: Lineage, *, base_folder: Path, into: Path) -> list[str]:

@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.model import Model
+from finetune_contract.outcome import Usage
 from finetune_contract.prepared import Prepared, Resolved
 from finetune_contract.run_config import RunConfig
 from finetune_contract.spec import Precision
@@ -28,14 +29,17 @@ from finetune_trainer.checkpoint import CheckpointUploader
 from finetune_trainer.dataset import Data, collator
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import held_out_loss
+from finetune_trainer.figures import GpuClock
 from finetune_trainer.held_out import stop_reason
 from finetune_trainer.model import device, save_weights
 from finetune_trainer.optimizers import raise_second_rates, transformers_name
 from finetune_trainer.preemption import PREEMPTION
+from finetune_trainer.summary import trained_tokens
 
 BEST = "best"
 BEST_RECORD = "best.json"
 STATE = "trainer_state.json"
+USAGE = "usage.json"
 
 
 class Best(Model):
@@ -74,6 +78,7 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
         self._second_rate = second_rate
         self._resumed_at: int | None = None
         self.uploader: CheckpointUploader | None = None
+        self.gpu_clock: GpuClock | None = None
         self.best: Best | None = None
         routing = vars(model.config.get_text_config()).get("router_aux_loss_coef")
         super().__init__(
@@ -111,6 +116,7 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
             self.train()
             return
         self._adopt_best(checkpoint)
+        self._adopt_usage(checkpoint)
         state = TrainerState.load_from_json(str(checkpoint / STATE))
         if state.global_step < self.args.max_steps and not stop_reason(state.log_history, patience=self._patience):
             self._train_on(checkpoint, state)
@@ -160,6 +166,7 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
 
     def _train_on(self, checkpoint: Path, state: TrainerState) -> None:
         self._resumed_at = state.global_step
+        self._total_train_tokens = trained_tokens(state.log_history) or 0
         self.args.eval_on_start = self._measurement_is_due(state)
         try:
             self.train(resume_from_checkpoint=str(checkpoint))
@@ -196,6 +203,10 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
         source = checkpoint / BEST
         shutil.copytree(source if source.is_dir() else checkpoint, self.folder / BEST)
 
+    def _adopt_usage(self, checkpoint: Path) -> None:
+        if self.gpu_clock and (checkpoint / USAGE).is_file():
+            self.gpu_clock.carry(Usage.model_validate_json((checkpoint / USAGE).read_bytes()).gpu_seconds or 0.0)
+
     def _measurement_is_due(self, state: TrainerState) -> bool:
         step, every = state.global_step, int(self.args.eval_steps)
         measured = any("eval_loss" in entry and entry["step"] == step for entry in state.log_history)
@@ -213,6 +224,8 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
         self._save_optimizer_and_scheduler(str(folder))
         self._save_rng_state(str(folder))
         self.state.save_to_json(str(folder / STATE))
+        if self.gpu_clock and (used := self.gpu_clock.seconds()) is not None:
+            (folder / USAGE).write_text(Usage(gpu_seconds=used).to_json())
         if self.best:
             (folder / BEST_RECORD).write_text(self.best.to_json())
             if self.best.step != self.state.global_step:
@@ -253,7 +266,8 @@ def loop_arguments(config: RunConfig, resolved: Resolved, *, micro_batch: int, f
         save_strategy="no",  # callbacks.py says when
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would hide a loss that is not finite behind the mean of those before
-        report_to="none",
+        report_to="none",  # tracking.py adds the callbacks
+        run_name=f"{config.job.name}-run-{config.job.run}",
         disable_tqdm=True,
     )
 

@@ -33,10 +33,12 @@ class StepClock:
 
     def __init__(self) -> None:
         self._ends: deque[tuple[float, int, int]] = deque(maxlen=_RECENT_STEPS + 1)
+        self._begin: tuple[float, int, int] | None = None
 
     def step_ended(self, step: int, *, tokens: int, now: float | None = None) -> None:
         """Take note of a step's end; `tokens` counts all tokens so far."""
         self._ends.append((time.monotonic() if now is None else now, step, tokens))
+        self._begin = self._begin or self._ends[0]
 
     def seconds_a_step(self) -> float | None:
         """Return the mean of the recent steps, None before there are two ends."""
@@ -47,10 +49,16 @@ class StepClock:
 
     def tokens_per_second(self) -> float | None:
         """Return the recent throughput."""
-        if len(self._ends) < 2 or self._ends[-1][0] == self._ends[0][0]:  # noqa: PLR2004
-            return None
-        (first, _, before), (last, _, after) = self._ends[0], self._ends[-1]
-        return (after - before) / (last - first)
+        return _throughput(self._ends[0], self._ends[-1]) if self._ends else None
+
+    def mean_tokens_per_second(self) -> float | None:
+        """Return the throughput since the first step."""
+        return _throughput(self._begin, self._ends[-1]) if self._begin else None
+
+
+def _throughput(begin: tuple[float, int, int], end: tuple[float, int, int]) -> float | None:
+    seconds, tokens = end[0] - begin[0], end[2] - begin[2]
+    return tokens / seconds if seconds > 0 else None
 
 
 class Poster:
@@ -128,6 +136,11 @@ class Progress:
         self._poster = poster
         self._numbers: dict[str, float] = {}
         self._remaining: float | None = None
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """All numbers as they stand."""
+        return self._numbers
 
     def update(self, *, remaining_seconds: float | None = None, **numbers: float | None) -> None:
         """Change some numbers, named as the contract names them, and post all."""

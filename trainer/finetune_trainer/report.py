@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from finetune_contract.samples import Sample
-from finetune_trainer.card import lineage_rows, score_rows, training_rows
+from finetune_trainer.card import lineage_rows, score_rows, training_rows, usage_rows
 from finetune_trainer.charts import Chart, Curve, draw, histogram, smoothed
 from finetune_trainer.summary import Point
 
@@ -49,7 +49,7 @@ def report_page(lineage: Lineage, evaluation: EvaluationFile, *, warnings: Seque
         tiles=_tiles(lineage),
         scores=score_rows(evaluation.base, evaluation.tuned),
         lineage=lineage_rows(lineage),
-        training=training_rows(lineage),
+        training=[*training_rows(lineage), *usage_rows(lineage.training)],
         chart=_loss_chart(lineage),
         dataset=lineage.prepared.dataset,
         warnings=[*warnings, *lineage.training.warnings, *lineage.prepared.dataset.warnings],

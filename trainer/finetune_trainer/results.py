@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.model import Model
-from finetune_contract.outcome import Manifest, OutputFile, Scores, TrainingSummary, TrainResult
+from finetune_contract.outcome import Manifest, OutputFile, Scores, TrainingSummary, TrainResult, Usage
 from finetune_contract.run_config import RunConfig
 from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.storage import Store
@@ -73,6 +73,7 @@ def result_of(training: Training, manifest: Manifest) -> TrainResult:
             best_step=training.best_step, stopped_early=training.stopped_early, warnings=training.warnings
         ),
         warnings=manifest.warnings,
+        usage=Usage(gpu_seconds=training.gpu_seconds, trained_tokens=training.trained_tokens),
     )
 
 

@@ -31,6 +31,14 @@ class Training(Model):
     checkpoint_step: int | None = None
     micro_batch_size: int | None = None
     gradient_checkpointing: bool | None = None
+    trained_tokens: int | None = None
+    """Over all attempts, prompts included."""
+    tokens_per_second: float | None = None
+    """Mean of the last attempt, pauses for measurements included."""
+    mfu: float | None = None
+    """Share of the GPU's peak, the same way."""
+    gpu_seconds: float | None = None
+    """Over all attempts, up to the end of training."""
     stopped_early: str | None = None
     """Why the run ended before its last step, if it did."""
     warnings: tuple[str, ...] = ()
@@ -48,3 +56,8 @@ def curve(history: Sequence[dict[str, Any]], name: str) -> tuple[Point, ...]:
     points = [Point(step=entry["step"], value=entry[name]) for entry in history if name in entry]
     stride = -(-len(points) // MAX_POINTS) or 1
     return tuple(points[::-1][::stride][::-1])
+
+
+def trained_tokens(history: Sequence[dict[str, Any]]) -> int | None:
+    """Return how many tokens the steps of a log were trained on; None before the first."""
+    return next((int(entry["num_tokens"]) for entry in reversed(history) if "num_tokens" in entry), None)

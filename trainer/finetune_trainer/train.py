@@ -22,15 +22,16 @@ from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.samples import Sample
 from finetune_contract.spec import Lora, Objective
 from finetune_trainer.callbacks import Report, SaveCheckpoints, StopOnDivergence, StopOnNonFinite
-from finetune_trainer.checkpoint import CheckpointUploader, restore_newest
+from finetune_trainer.checkpoint import CheckpointUploader
 from finetune_trainer.claim import claim_run
 from finetune_trainer.dataset import Data, fetch_data, read_prepared
 from finetune_trainer.dryrun import Plan, fit, largest_divisor, plans
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import Measured, measure, measure_base
-from finetune_trainer.export import Lineage, export
+from finetune_trainer.export import TRACKING, Lineage, export
 from finetune_trainer.fetch import FetchedModel, fetch_model
+from finetune_trainer.figures import GpuClock, efficiency, gpus
 from finetune_trainer.held_out import overfitting
 from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop, loop_arguments
@@ -39,13 +40,16 @@ from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.preference import Preference
 from finetune_trainer.preference_loop import ACCURACY, MARGIN, PreferenceLoop
 from finetune_trainer.progress import Poster, Progress
+from finetune_trainer.prometheus import MetricsServer, port_from_env
 from finetune_trainer.publish import publish
 from finetune_trainer.reference import with_reference
 from finetune_trainer.results import completed_run
+from finetune_trainer.resume import identity, restore
 from finetune_trainer.samples import KeepSamples, SampleFile, prompts_to_ask
 from finetune_trainer.storage import Store, open_store
-from finetune_trainer.summary import Training, curve
+from finetune_trainer.summary import Training, curve, trained_tokens
 from finetune_trainer.tokenizer import load_tokenizer
+from finetune_trainer.tracking import Tracker, trackers
 
 _SAME = 1e-2
 """Two measurements of the same weights may differ by this share, on a GPU and in other batches."""
@@ -62,6 +66,23 @@ class _Run:
     data: Data
     fetched: FetchedModel
     tokenizer: Any
+    gpu_clock: GpuClock
+
+
+@dataclass(frozen=True, slots=True)
+class _Watchers:
+    """What goes along with the steps, and has to be closed after them."""
+
+    uploader: CheckpointUploader
+    samples: SampleFile
+    trackers: list[Tracker]
+    report: Report
+
+    def close(self) -> None:
+        self.samples.close()
+        self.uploader.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str]:
@@ -73,6 +94,7 @@ def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str]:
     claim_run(config, store)
     run = _gather(config, env, store)
     progress = Progress(Poster.from_env())
+    metrics = MetricsServer(port_from_env(), lambda: progress.numbers, job=config.job.name)
     try:
         weights, lineage = _tune(run, progress)
         _free_memory()
@@ -80,10 +102,12 @@ def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str]:
         done = export(weights, run.tokenizer, lineage, base_folder=run.fetched.path, folder=run.folder, store=store)
         return publish(done, config, store, folder=run.folder / "outputs")
     finally:
+        metrics.close()
         progress.close()
 
 
 def _gather(config: RunConfig, env: Environment, store: Store) -> _Run:
+    clock = GpuClock(gpus=gpus())
     prepared = read_prepared(config, store)
     folder = env.work / "train"
     shutil.rmtree(folder, ignore_errors=True)  # an earlier container's
@@ -91,7 +115,14 @@ def _gather(config: RunConfig, env: Environment, store: Store) -> _Run:
     data = fetch_data(config, prepared, store, folder=folder / "data")
     fetched = fetch_model(config, env, weights=True)
     return _Run(
-        config, prepared, store, folder, data, fetched, load_tokenizer(fetched.path, config.spec.model.new_tokens)
+        config,
+        prepared,
+        store,
+        folder,
+        data,
+        fetched,
+        load_tokenizer(fetched.path, config.spec.model.new_tokens),
+        clock,
     )
 
 
@@ -168,50 +199,55 @@ def _wanted_micro_batch(run: _Run) -> int:
 
 def _train(run: _Run, loop: Loop, progress: Progress) -> tuple[Training, tuple[Sample, ...]]:
     """Train from the newest checkpoint, or from the start, to the last step; the best weights are in the model then."""
-    restored = run.folder / "restored"
-    place = restore_newest(restored, config=run.config, store=run.store)
-    resumed_from = place.step if place else None
-    if place:
-        log.info("going on from the checkpoint of attempt %d, step %d", place.attempt, place.step)
-    uploader = CheckpointUploader(config=run.config, store=run.store)
-    loop.uploader = uploader
-    samples = SampleFile(config=run.config, store=run.store, resumed_from=resumed_from)
-    loop.add_callback(StopOnNonFinite())
-    loop.add_callback(StopOnDivergence())
-    loop.add_callback(_samples_callback(run, samples))
-    loop.add_callback(
-        SaveCheckpoints(
-            every_steps=run.prepared.resolved.checkpoint_every_steps,
-            every_minutes=run.config.spec.checkpoint.every_minutes,
-            uploader=uploader,
-        )
-    )
-    loop.add_callback(Report(progress, uploader=uploader, resumed_from=resumed_from))
+    restored = restore(run.folder / "restored", config=run.config, prepared=run.prepared, store=run.store)
+    resumed_from = restored.step if restored else None
+    watchers = _watch_over(run, loop, progress, resumed_from=resumed_from)
     try:
         with PREEMPTION.deferred():
             PREEMPTION.check()
-            loop.run(restored if place else None)
-            uploader.wait()
+            loop.run(restored.folder if restored else None)
+            watchers.uploader.wait()
     finally:
-        samples.close()
-        uploader.close()
-        progress.update(checkpointStep=uploader.stored_step)
+        watchers.close()
+        progress.update(checkpointStep=watchers.uploader.stored_step)
     PREEMPTION.check()
     if loop.stopped_early:
         log.info("stopped early at step %d: %s", loop.state.global_step, loop.stopped_early)
     loop.load_best()
-    return _training(loop, resumed_from=resumed_from), samples.samples
+    return _training(loop, watchers.report, resumed_from=resumed_from), watchers.samples.samples
 
 
-def _samples_callback(run: _Run, file: SampleFile) -> KeepSamples:
-    settings = run.config.spec.evaluation
+def _watch_over(run: _Run, loop: Loop, progress: Progress, *, resumed_from: int | None) -> _Watchers:
+    """Add the loop's callbacks, in the order in which they see a step."""
+    config, resolved, settings = run.config, run.prepared.resolved, run.config.spec.evaluation
+    uploader = CheckpointUploader(config=config, store=run.store, identity=identity(config, run.prepared))
+    samples = SampleFile(config=config, store=run.store, resumed_from=resumed_from)
     asked = prompts_to_ask(settings, run.data, run.tokenizer)
-    return KeepSamples(asked, file=file, tokenizer=run.tokenizer, settings=settings, resolved=run.prepared.resolved)
+    report = Report(
+        progress,
+        uploader=uploader,
+        resumed_from=resumed_from,
+        gpu_clock=run.gpu_clock,
+        efficiency=efficiency(config, run.prepared, run.fetched.path),
+    )
+    watchers = _Watchers(uploader, samples, trackers(config, folder=run.folder / TRACKING), report)
+    loop.uploader, loop.gpu_clock = uploader, run.gpu_clock
+    every_steps, every_minutes = resolved.checkpoint_every_steps, config.spec.checkpoint.every_minutes
+    for callback in (
+        StopOnNonFinite(),
+        StopOnDivergence(),
+        KeepSamples(asked, file=samples, tokenizer=run.tokenizer, settings=settings, resolved=resolved),
+        SaveCheckpoints(every_steps=every_steps, every_minutes=every_minutes, uploader=uploader),
+        *watchers.trackers,
+        report,
+    ):
+        loop.add_callback(callback)
+    return watchers
 
 
-def _training(loop: Loop, *, resumed_from: int | None) -> Training:
+def _training(loop: Loop, report: Report, *, resumed_from: int | None) -> Training:
     history = loop.state.log_history
-    losses = curve(history, "loss")
+    losses, speed = curve(history, "loss"), report.clock.mean_tokens_per_second()
     return Training(
         steps=loop.state.global_step,
         loss=losses[-1].value if losses else None,
@@ -221,6 +257,10 @@ def _training(loop: Loop, *, resumed_from: int | None) -> Training:
         checkpoint_step=loop.uploader.stored_step if loop.uploader else None,
         micro_batch_size=loop.args.per_device_train_batch_size,
         gradient_checkpointing=bool(loop.args.gradient_checkpointing),
+        trained_tokens=trained_tokens(history),
+        tokens_per_second=speed,
+        mfu=report.mfu(speed),
+        gpu_seconds=loop.gpu_clock.seconds() if loop.gpu_clock else None,
         stopped_early=loop.stopped_early,
         warnings=(str(found),) if (found := overfitting(history)) else (),
         losses=losses,

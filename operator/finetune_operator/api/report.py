@@ -15,6 +15,9 @@ from finetune_contract.progress import TrainerStatus, finite_metrics
 _MAX_COUNT = 2**31 - 1
 """Largest count that is believed: more than int64 would have the API server refuse the whole status."""
 
+_MAX_TOKENS = 2**53
+"""Largest count that a float holds exactly."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressReport:
@@ -35,6 +38,9 @@ class ProgressReport:
     eval_loss: float | None = None
     learning_rate: float | None = None
     tokens_per_second: float | None = None
+    mfu: float | None = None
+    trained_tokens: int | None = None
+    gpu_seconds: float | None = None
     checkpoint_step: int | None = None
     resumed_from_step: int | None = None
     overfitting_since_step: int | None = None
@@ -63,6 +69,9 @@ def report_from(
         eval_loss=metrics.get("evalLoss"),
         learning_rate=metrics.get("learningRate"),
         tokens_per_second=metrics.get("tokensPerSecond"),
+        mfu=metrics.get("mfu"),
+        trained_tokens=_bounded(metrics.get("trainedTokens"), most=_MAX_TOKENS),
+        gpu_seconds=metrics.get("gpuSeconds"),
         checkpoint_step=_count(metrics, "checkpointStep"),
         resumed_from_step=_count(metrics, "resumedFromStep"),
         overfitting_since_step=_count(metrics, "overfittingSinceStep"),
@@ -73,5 +82,5 @@ def _count(metrics: Mapping[str, float], name: str) -> int | None:
     return _bounded(metrics.get(name))
 
 
-def _bounded(value: float | None) -> int | None:
-    return int(value) if value is not None and 0 <= value <= _MAX_COUNT else None
+def _bounded(value: float | None, *, most: int = _MAX_COUNT) -> int | None:
+    return int(value) if value is not None and 0 <= value <= most else None

@@ -193,6 +193,11 @@ JOB_RULES: tuple[Rule, ...] = (
     *_data_uri_rules(("spec", "dataset", "uri")),
     *_data_uri_rules(("spec", "dataset", "sources", "[]", "uri")),
     *_data_uri_rules(("spec", "dataset", "validation", "uri")),
+    *_uri_rules(
+        ("spec", "checkpoint", "resumeFrom"),
+        ("Latest", "None", _S3, _GS, _AZ, _PVC),
+        "Latest, None, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or pvc://claim/path",
+    ),
 )
 
 _MUTABLE = {"lifecycle", "scheduling"}

@@ -8,7 +8,7 @@ from pydantic import Field, WithJsonSchema
 
 from finetune_contract.exit_codes import FailureClass
 from finetune_contract.model import Model
-from finetune_contract.outcome import Artifact, EvaluationSummary, Pushed, TrainingSummary, Warnings
+from finetune_contract.outcome import Artifact, EvaluationSummary, Pushed, TrainingSummary, Usage, Warnings
 from finetune_contract.prepared import DatasetSummary, Estimate, Resolved
 from finetune_operator.api.conditions import Phase
 
@@ -65,6 +65,8 @@ class Progress(Model):
     """Current learning rate."""
     tokens_per_second: float | None = None
     """Tokens trained on a second."""
+    mfu: float | None = None
+    """Share of the GPU's peak that the model's arithmetic uses, 0 to 1; absent on a CPU or an unknown card."""
     overfitting_since_step: int | None = None
     """Step since which the held-out loss rises while the training loss falls; its weights are kept."""
     updated_at: Time
@@ -203,6 +205,8 @@ class FineTuneJobStatus(Model):
     """The newest checkpoint."""
     last_failure: LastFailure | None = None
     """How the last failed attempt ended."""
+    usage: Usage | None = None
+    """What the run has used."""
     training: TrainingSummary | None = None
     """How the training went, in words."""
     evaluation: EvaluationSummary | None = None

@@ -20,6 +20,10 @@ _TOKEN_SECONDS = 3600
 _TOKEN_FOLDER, _TOKEN_FILE = paths.POD_PROGRESS_TOKEN.rsplit("/", 1)
 _CONFIG_FOLDER, _CONFIG_FILE = paths.POD_CONFIG.rsplit("/", 1)
 
+# A port with this name is what a PodMonitor asks for.
+_METRICS_PORT: Manifest = {"name": "metrics", "containerPort": paths.METRICS_PORT, "protocol": "TCP"}
+_METRICS_ENV: Manifest = {"name": paths.ENV_METRICS_PORT, "value": str(paths.METRICS_PORT)}
+
 
 @dataclass(frozen=True, slots=True)
 class PodRequest:
@@ -75,7 +79,8 @@ def _container(pod: PodRequest, stage: str, claims: tuple[str, ...]) -> Manifest
             "image": pod.image,
             "imagePullPolicy": pod.spec.trainer.image_pull_policy or pod.profile.trainer.image_pull_policy,
             "command": ["python", "-m", "finetune_trainer", stage],
-            "env": _env(pod),
+            "env": _env(pod) + ([_METRICS_ENV] if stage == "train" else []),
+            "ports": [_METRICS_PORT] if stage == "train" else None,
             "envFrom": _secrets(pod),
             "resources": _resources(pod, stage),
             "volumeMounts": _mounts(pod, claims),
@@ -127,6 +132,8 @@ def _secrets(pod: PodRequest) -> list[Manifest]:
         *(((Use.HUB, spec.output.hub.secret_ref or spec.output.secret_ref),) if spec.output.hub else ()),
     )
     names = [(use, ref.name if ref else default) for use, ref in uses]
+    if spec.tracking and spec.tracking.secret_ref:
+        names.append((Use.TRACKING, spec.tracking.secret_ref.name))
     return [{"prefix": use.value, "secretRef": {"name": name}} for use, name in names if name]
 
 
@@ -146,7 +153,8 @@ def _training_resources(asked: Resources, profile: FineTuneProfileSpec, gpus: in
 
 
 def _claims(pod: PodRequest) -> tuple[str, ...]:
-    uris = (pod.spec.model.uri, *pod.spec.dataset.uris, pod.spec.output.uri)
+    spec = pod.spec
+    uris = (spec.model.uri, *spec.dataset.uris, spec.output.uri, spec.checkpoint.resume_from)
     return tuple(dict.fromkeys(uri.split("/")[2] for uri in uris if uri.startswith("pvc://")))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from finetune_contract import paths
+from finetune_contract.outcome import Usage
 from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Reason
 from finetune_operator.api.parse import format_time, parse_time
@@ -27,13 +28,22 @@ def take_over(draft: Draft, report: ProgressReport, output_uri: str) -> None:
         "eval_loss": shown(report.eval_loss),
         "learning_rate": report.learning_rate,
         "tokens_per_second": report.tokens_per_second,
+        "mfu": shown(report.mfu),
         "overfitting_since_step": report.overfitting_since_step,
     }
     known = {name: value for name, value in said.items() if value is not None}
     base = old or Progress(updated_at=format_time(report.received_at))
     draft.set(progress=base.model_copy(update={**known, "updated_at": format_time(report.received_at)}))
+    _usage(draft, report)
     if report.checkpoint_step is not None:
         _checkpoint(draft, report, output_uri)
+
+
+def _usage(draft: Draft, report: ProgressReport) -> None:
+    said = {"trained_tokens": report.trained_tokens, "gpu_seconds": report.gpu_seconds}
+    known = {name: value for name, value in said.items() if value is not None}
+    if known:
+        draft.set(usage=(draft.status.usage or Usage()).model_copy(update=known))
 
 
 def wait_seconds(progress: Progress | None, *, now: datetime, least: float) -> float:
@@ -42,9 +52,9 @@ def wait_seconds(progress: Progress | None, *, now: datetime, least: float) -> f
     return (last + timedelta(seconds=least) - now).total_seconds() if last else 0.0
 
 
-def shown(loss: float | None) -> float | None:
-    """Return a loss with the digits that people read in a table."""
-    return None if loss is None else float(f"{loss:.4g}")
+def shown(value: float | None) -> float | None:
+    """Return a figure with the digits that people read in a table."""
+    return None if value is None else float(f"{value:.4g}")
 
 
 def duration(seconds: int | None) -> str | None:

@@ -46,6 +46,7 @@ def succeeded(draft: Draft, effective: Effective, said: TerminationMessage, now:
     uri = paths.run_uri(effective.spec.output.uri, draft.status.run or 1)
     draft.set(
         outputs=_outputs(uri, result, said.sha256 or ""),
+        usage=result.usage or draft.status.usage,
         training=result.training,
         evaluation=result.evaluation,
         completion_time=format_time(now),

@@ -22,7 +22,15 @@ from tests.support.training import THIRD_PARTY, forget_preemption, make_case, tr
 
 pytestmark = THIRD_PARTY
 
-ASKED = {"evaluation": {"metrics": ["exactMatch"], "maxNewTokens": 3, "samples": {"prompts": ["1 plus 1"]}}}
+ASKED: dict[str, Any] = {
+    "evaluation": {
+        "metrics": ["exactMatch", "regex", "jsonValid", "jsonSchema", "rouge"],
+        "regex": {"pattern": r"^\d+$"},
+        "jsonSchema": {"type": "integer"},
+        "maxNewTokens": 3,
+        "samples": {"prompts": ["1 plus 1"]},
+    }
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,39 @@ def test_an_answer_does_not_depend_on_its_batch(model: Any, tokenizer: Any) -> N
     together = ask(model, tokenizer, prompts)
 
     assert together == [ask(model, tokenizer, [prompt])[0] for prompt in prompts]
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 256},
+    "mistral": {"sliding_window": 8},
+    "qwen3": {"head_dim": 8},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 8, "sliding_window_pattern": 2},
+    "phi": {},
+    "olmo2": {},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_does_not_depend_on_its_batch_in_any_family(family: str, tokenizer: Any) -> None:
+    """Padding on the left moves positions, windows and experts only where a model's code is wrong."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            family,
+            **{**({} if family == "gpt2" else {**shape, "num_key_value_heads": 2}), **FAMILIES[family]},
+            vocab_size=len(tokenizer),
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    prompts = [" plus ".join(str(n) for n in range(length)) for length in (2, 9, 30, 1)]
+
+    assert ask(model, tokenizer, prompts) == [ask(model, tokenizer, [prompt])[0] for prompt in prompts]
 
 
 def test_answers_are_greedy_whatever_the_model_says(model: Any, tokenizer: Any) -> None:
@@ -174,9 +215,10 @@ def test_a_model_that_learnt_the_answers_matches_them(tmp_path: Path) -> None:
 
     outcome = train(type(case)(config, case.env, case.run))
 
-    assert outcome.evaluation["tuned"]["exactMatch"] == 1.0
-    assert outcome.evaluation["base"]["exactMatch"] == 0.0
-    assert outcome.evaluation["tuned"]["loss"] < 0.1
+    base, tuned = outcome.evaluation["base"], outcome.evaluation["tuned"]
+    for metric in ASKED["evaluation"]["metrics"]:
+        assert (base[metric], tuned[metric]) == (0.0, 1.0), metric
+    assert tuned["loss"] < 0.1
 
 
 def test_a_signal_stops_an_evaluation_between_two_batches(model: Any, tokenizer: Any) -> None:

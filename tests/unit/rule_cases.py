@@ -79,6 +79,13 @@ def _rule(name: str, field: str, changes: dict[str, Any], sentence: str, *, job_
     return Case(name, job(changes, name=job_name), field, sentence, shared=True)
 
 
+JSON_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["team"],
+    "properties": {"team": {"enum": ["billing", "returns"]}, "tags": {"type": "array", "items": {"$ref": "#/$defs/t"}}},
+    "$defs": {"t": {"type": "string", "x-note": 1.5}},
+}
+_EVALUATION = "spec.evaluation"
 _CREDENTIALS = "must not carry credentials or a query"
 _HP = "spec.hyperparameters"
 
@@ -127,6 +134,9 @@ GOOD: tuple[Case, ...] = (
     _good("milli-cpu", spec__resources={"cpu": "500m"}),
     _good("longest-name", metadata__name="a" * 40),
     _good("exact-match", spec__evaluation={"metrics": ["exactMatch"], "samples": {"prompts": ["Hello"]}}),
+    _good("regex", spec__evaluation={"metrics": ["regex"], "regex": {"pattern": r"^\w+ \| \d+$"}}),
+    _good("json-schema", spec__evaluation={"metrics": ["jsonValid", "jsonSchema"], "jsonSchema": JSON_SCHEMA}),
+    _good("rouge", spec__evaluation={"metrics": ["rouge", "exactMatch"]}),
     _good("toleration", spec__scheduling={"tolerations": [{"key": "gpu", "operator": "Exists"}]}),
     Case("profile", profile({"limits": {"maxGpus": 1}, "storage": {"endpoint": "https://s3.example.com"}})),
     Case("profile-empty", profile({})),
@@ -193,7 +203,19 @@ BAD_TYPES: tuple[Case, ...] = (
     ),
     _bad("column-unknown", "spec.dataset.columns", {"question": "q"}, "unknown field"),
     _bad("max-samples-zero", "spec.dataset.maxSamples", 0, "must be at least 1 (is 0)"),
-    _bad("metric-unknown", "spec.evaluation.metrics", ["bleu"], "must be exactMatch"),
+    _bad("metric-unknown", "spec.evaluation.metrics", ["bleu"], "must be exactMatch, regex, jsonValid, jsonSchema or"),
+    Case(
+        "json-schema-text",
+        job({"spec.evaluation": {"metrics": ["jsonSchema"], "jsonSchema": "{}"}}),
+        "spec.evaluation.jsonSchema",
+        "must be a mapping of names to values",
+    ),
+    Case(
+        "pattern-empty",
+        job({"spec.evaluation": {"metrics": ["regex"], "regex": {"pattern": ""}}}),
+        "spec.evaluation.regex.pattern",
+        "must not be empty",
+    ),
     _bad("quantity-wrong", "spec.resources.memory", "16 GB", "must be an amount"),
     _bad("quantity-negative", "spec.resources.cpu", -1, "must be an amount"),
     _bad("quantity-fraction", "spec.resources.memory", 1.5, "must be an amount"),
@@ -244,6 +266,15 @@ BAD_RULES: tuple[Case, ...] = (
         "microBatchSize must divide batchSize",
     ),
     _rule("micro-batch-does-not-divide-16", _HP, {f"{_HP}.microBatchSize": 5}, "microBatchSize must divide batchSize"),
+    _rule("regex-without-pattern", _EVALUATION, {f"{_EVALUATION}.metrics": ["regex"]}, "add regex: {pattern: ...}"),
+    _rule(
+        "regex-without-metric",
+        _EVALUATION,
+        {f"{_EVALUATION}.metrics": ["rouge"], f"{_EVALUATION}.regex": {"pattern": "x"}},
+        "add regex to metrics",
+    ),
+    _rule("schema-missing", _EVALUATION, {f"{_EVALUATION}.metrics": ["jsonSchema"]}, "add jsonSchema: {type: object"),
+    _rule("schema-without-metric", _EVALUATION, {f"{_EVALUATION}.jsonSchema": {}}, "add jsonSchema to metrics"),
     _rule("model-file", "spec.model.uri", {"spec.model.uri": "file:///models/x"}, "a pod does not see your disk"),
     _rule("output-file", "spec.output.uri", {"spec.output.uri": "file:///out"}, "a pod does not see your disk"),
     _rule("model-plain-name", "spec.model.uri", {"spec.model.uri": "meta/llama"}, "write hf://organisation/name"),

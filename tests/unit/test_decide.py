@@ -404,6 +404,16 @@ def test_a_spec_of_another_version_is_a_condition_and_no_crash() -> None:
     assert story.condition("Validated") == ("False", "InvalidSpec")
 
 
+def test_a_pattern_that_is_none_is_a_condition_and_starts_no_pod() -> None:
+    story = Story(make_spec(evaluation={"metrics": ["regex"], "regex": {"pattern": "(unclosed"}}))
+    plan = story.sees()
+    assert plan.create is None
+    assert story.condition("Validated") == ("False", "InvalidSpec")
+    said = next(item.message for item in story.job.status.conditions if item.type == "Validated")
+    assert "spec.evaluation.regex.pattern" in said
+    assert "missing ), unterminated subpattern" in said
+
+
 def test_a_status_survives_its_way_through_the_api() -> None:
     story = Story()
     train = story.is_prepared()

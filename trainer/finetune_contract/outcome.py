@@ -41,6 +41,14 @@ class Scores(Model):
     """exp(loss)."""
     exact_match: float | None = None
     """Share of generated answers equal to the held-out ones."""
+    regex: float | None = None
+    """Share of answers in which evaluation.regex was found."""
+    json_valid: float | None = None
+    """Share of answers that are JSON."""
+    json_schema: float | None = None
+    """Share of answers that fit evaluation.jsonSchema."""
+    rouge: float | None = None
+    """Mean ROUGE-L F1 against the held-out answers."""
 
 
 class EvaluationSummary(Model):

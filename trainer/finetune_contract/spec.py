@@ -6,10 +6,11 @@ Absent means "chosen for the user": `resolve.py` chooses and says why. Attribute
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema, field_validator
 
 from finetune_contract.model import Model
 
@@ -18,6 +19,11 @@ Name = Annotated[str, Field(min_length=1, max_length=253)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Revision = Annotated[str, Field(min_length=1, max_length=128)] | None
 Positive = Annotated[int, Field(ge=1)]
+JsonSchema = Annotated[
+    dict[str, Any],
+    WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
+]
+"""An object that the API server keeps as it is."""
 
 
 class Method(StrEnum):
@@ -280,6 +286,32 @@ class EarlyStopping(Model):
     """Measurements of the held-out loss in a row that may be no better than the best before the run ends. The weights of the best are what is exported, with early stopping or without."""
 
 
+class MetricName(StrEnum):
+    """A score of generated answers, each between 0 and 1."""
+
+    EXACT_MATCH = "exactMatch"
+    REGEX = "regex"
+    JSON_VALID = "jsonValid"
+    JSON_SCHEMA = "jsonSchema"
+    ROUGE = "rouge"
+
+
+class RegexMetric(Model):
+    """What the metric regex looks for."""
+
+    pattern: Annotated[str, Field(min_length=1, max_length=1024)]
+    """Python regular expression that an answer must contain; ^ and $ stand for its beginning and end."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"be a regular expression as Python has them: {error}") from error
+        return pattern
+
+
 class Evaluation(Model):
     """How the tuned model is measured on the held-out part, beside the base model."""
 
@@ -287,8 +319,12 @@ class Evaluation(Model):
     """Optimizer steps between two measurements of the held-out loss; about ten a run when absent."""
     early_stopping: EarlyStopping | None = None
     """End the run when the held-out loss no longer falls; without it all steps are trained."""
-    metrics: Annotated[tuple[Literal["exactMatch"], ...], Field(max_length=1)] = ()
-    """Scores of generated answers against the held-out ones. exactMatch: share of equal answers, blanks trimmed."""
+    metrics: Annotated[tuple[MetricName, ...], Field(max_length=5)] = ()
+    """Scores of generated answers against the held-out ones, each a mean between 0 and 1. exactMatch: equal, blanks trimmed. regex: evaluation.regex is found. jsonValid: the whole answer is JSON. jsonSchema: it is JSON that fits evaluation.jsonSchema. rouge: ROUGE-L, the F1 of the longest common subsequence of words."""
+    regex: RegexMetric | None = None
+    """What the metric regex looks for."""
+    json_schema: JsonSchema | None = None
+    """JSON Schema that answers must fit, for the metric jsonSchema. Without $schema it is read as draft 2020-12; $ref stays inside it."""
     max_examples: Annotated[int, Field(ge=1, le=10000)] = 32
     """Held-out examples that are answered for the metrics; loss and perplexity use all of them."""
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64

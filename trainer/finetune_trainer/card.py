@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from finetune_trainer.export import Lineage
     from finetune_trainer.summary import Training
 
-_SCORES = (("loss", "Held-out loss"), ("perplexity", "Perplexity"), ("exact_match", "Exact match"))
+_SCORES = (
+    ("loss", "Held-out loss"),
+    ("perplexity", "Perplexity"),
+    ("exact_match", "Exact match"),
+    ("regex", "Regular expression found"),
+    ("json_valid", "Valid JSON"),
+    ("json_schema", "Fits the JSON Schema"),
+    ("rouge", "ROUGE-L"),
+)
 
 
 def model_card(lineage: Lineage) -> str:

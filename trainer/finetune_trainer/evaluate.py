@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
 from pydantic import ValidationError
+from pydantic.alias_generators import to_snake
 
 from finetune_contract import paths
 from finetune_contract.model import Model
 from finetune_contract.outcome import Scores
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
-from finetune_trainer.dataset import IGNORED, Data, Question, Row, batches_by_length
+from finetune_trainer.dataset import IGNORED, Data, Row, batches_by_length
 from finetune_trainer.errors import NotFoundError
+from finetune_trainer.evaluation.metrics import scores_of
 from finetune_trainer.generate import answers
 from finetune_trainer.logs import log
 from finetune_trainer.model import computing
@@ -31,10 +34,16 @@ _MAX_EXPONENT = 700.0
 """exp() of more is no finite number."""
 
 
+ExampleLoss = tuple[float, int]
+"""Summed loss of an example's counted tokens, and how many there are."""
+
+
 class Measured(Model):
     """One model's results."""
 
     scores: Scores
+    losses: tuple[ExampleLoss, ...] = ()
+    """Of the held-out examples."""
     answers: tuple[str, ...] = ()
     """To the held-out questions."""
     samples: tuple[str, ...] = ()
@@ -53,9 +62,21 @@ def held_out_loss(
     model: Any, rows: Sequence[Row], *, prepared: Prepared, safe_point: Callable[[], None] = PREEMPTION.check
 ) -> float:
     """Return the mean loss a counted token; `safe_point` is called between batches and may raise."""
+    return mean_loss(example_losses(model, rows, prepared=prepared, safe_point=safe_point))
+
+
+def mean_loss(losses: Sequence[ExampleLoss]) -> float:
+    """Return the mean over all counted tokens."""
+    return math.fsum(loss for loss, _ in losses) / max(sum(tokens for _, tokens in losses), 1)
+
+
+def example_losses(
+    model: Any, rows: Sequence[Row], *, prepared: Prepared, safe_point: Callable[[], None] = PREEMPTION.check
+) -> list[ExampleLoss]:
+    """Return each row's loss, in the order of the rows; `safe_point` is called between batches and may raise."""
     resolved = prepared.resolved
     budget = resolved.micro_batch_size * resolved.max_sequence_length
-    total, counted = 0.0, 0
+    found: dict[int, ExampleLoss] = {}
     was_training = model.training
     model.eval()
     try:
@@ -65,18 +86,18 @@ def held_out_loss(
                 inputs = _padded(batch, pad_token_id=prepared.pad_token_id, device=model.device)
                 # TRL's head: log-probabilities of the labels without the logits of the whole vocabulary.
                 output = model(**inputs, fused_lm_head=True, use_cache=False)
-                total -= output.log_probs.double().sum().item()
-                counted += int(output.label_mask.sum())
+                sums, counts = -output.log_probs.double().sum(dim=1), output.label_mask.sum(dim=1)
+                found.update(zip(map(id, batch), zip(sums.tolist(), counts.tolist(), strict=True), strict=True))
     finally:
         model.train(was_training)
-    return total / max(counted, 1)
+    return [found[id(row)] for row in rows]
 
 
 def measure(model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, config: RunConfig) -> Measured:
     """Measure a model as the spec asks for."""
     settings = config.spec.evaluation
-    loss = held_out_loss(model, data.validation, prepared=prepared)
-    asked = data.questions[: settings.max_examples] if "exactMatch" in settings.metrics else []
+    losses = example_losses(model, data.validation, prepared=prepared)
+    asked = data.questions[: settings.max_examples] if settings.metrics else []
     samples = [sample_prompt(text, data=data, tokenizer=tokenizer) for text in settings.samples.prompts]
     with computing(prepared.resolved.precision):
         given = answers(
@@ -86,12 +107,18 @@ def measure(model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, confi
             max_new_tokens=settings.max_new_tokens,
             max_prompt_tokens=prepared.resolved.max_sequence_length,
         )
-    scores = Scores(
-        loss=loss,
-        perplexity=math.exp(min(loss, _MAX_EXPONENT)),
-        exact_match=_exact_match(asked, given) if asked else None,
+    scores = scores_of(asked, given[: len(asked)], settings)
+    loss = mean_loss(losses)
+    return Measured(
+        scores=Scores(
+            loss=loss,
+            perplexity=math.exp(min(loss, _MAX_EXPONENT)),
+            **{to_snake(metric): fmean(each) for metric, each in scores.items()},
+        ),
+        losses=tuple(losses),
+        answers=tuple(given[: len(asked)]),
+        samples=tuple(given[len(asked) :]),
     )
-    return Measured(scores=scores, answers=tuple(given[: len(asked)]), samples=tuple(given[len(asked) :]))
 
 
 def measure_base(
@@ -121,11 +148,6 @@ def _known_base(uri: str, config: RunConfig, store: Store) -> Measured | None:
         return None
     same = (results.config_hash, results.prepared_sha256) == (config.config_hash, config.prepared_sha256)
     return results.measured if same else None
-
-
-def _exact_match(asked: Sequence[Question], given: Sequence[str]) -> float:
-    right = sum(question.answer.strip() == text.strip() for question, text in zip(asked, given, strict=False))
-    return right / len(asked)
 
 
 def _padded(batch: Sequence[Row], *, pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from finetune_contract.spec import TuningSpec
@@ -94,6 +95,29 @@ def _default_start(lora: dict[str, Any]) -> bool:
     return lora.get("initialization") not in ("pissa", "olora")
 
 
+def _together(metric: str, given: str, evaluation: dict[str, Any]) -> bool:
+    listed, set_up = metric in evaluation.get("metrics", ()), metric in evaluation
+    return set_up or not listed if given == "metrics" else listed or not set_up
+
+
+def _metric_rules() -> Iterator[Rule]:
+    """A metric and what it looks for come together: one without the other would measure nothing."""
+    for metric, hint in (("regex", "regex: {pattern: ...}"), ("jsonSchema", "jsonSchema: {type: object, ...}")):
+        listed = f"has(self.metrics) && '{metric}' in self.metrics"
+        yield Rule(
+            ("spec", "evaluation"),
+            f"!({listed}) || has(self.{metric})",
+            f"the metric {metric} needs something to look for: add {hint} beside metrics",
+            partial(_together, metric, "metrics"),
+        )
+        yield Rule(
+            ("spec", "evaluation"),
+            f"!has(self.{metric}) || ({listed})",
+            f"{metric} is for the metric of that name: add {metric} to metrics, or remove it",
+            partial(_together, metric, "setting"),
+        )
+
+
 JOB_RULES: tuple[Rule, ...] = (
     Rule(
         (),
@@ -161,6 +185,7 @@ JOB_RULES: tuple[Rule, ...] = (
         "microBatchSize must divide batchSize (16 when absent): a step is made of whole micro-batches",
         lambda hp: "microBatchSize" not in hp or hp.get("batchSize", 16) % hp["microBatchSize"] == 0,
     ),
+    *_metric_rules(),
     *_uri_rules(
         ("spec", "model", "uri"),
         (_HF, _S3, _PVC),

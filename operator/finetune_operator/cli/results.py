@@ -13,14 +13,21 @@ from finetune_operator.cli.storage import StorageError, read
 from finetune_operator.cli.verify import human_bytes
 
 _WIDTH, _INDENT, _LINES = 100, 10, 3
-_ROWS = (("loss", "held-out loss", "{:.4f}"), ("perplexity", "perplexity", "{:.2f}"))
-_EXACT = ("exact_match", "exact answers", "{:.0%}")
+_ROWS = (
+    ("loss", "held-out loss", "{:.4f}"),
+    ("perplexity", "perplexity", "{:.2f}"),
+    ("exact_match", "exact answers", "{:.0%}"),
+    ("regex", "pattern found", "{:.0%}"),
+    ("json_valid", "valid JSON", "{:.0%}"),
+    ("json_schema", "fits the JSON Schema", "{:.0%}"),
+    ("rouge", "ROUGE-L", "{:.3f}"),
+)
 
 
 def comparison(evaluation: EvaluationSummary) -> Iterator[str]:
     """Yield the table of base against tuned."""
     yield f"{'on the held-out part':<22}{'base':>10}{'tuned':>10}"
-    for field, title, form in (*_ROWS, _EXACT):
+    for field, title, form in _ROWS:
         base, tuned = getattr(evaluation.base, field), getattr(evaluation.tuned, field)
         if tuned is not None:
             yield f"{title:<22}{form.format(base) if base is not None else '-':>10}{form.format(tuned):>10}"

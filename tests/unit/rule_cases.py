@@ -137,6 +137,19 @@ GOOD: tuple[Case, ...] = (
     _good("regex", spec__evaluation={"metrics": ["regex"], "regex": {"pattern": r"^\w+ \| \d+$"}}),
     _good("json-schema", spec__evaluation={"metrics": ["jsonValid", "jsonSchema"], "jsonSchema": JSON_SCHEMA}),
     _good("rouge", spec__evaluation={"metrics": ["rouge", "exactMatch"]}),
+    _good("compare-without-base", spec__evaluation={"compareWithBase": False, "gates": [{"metric": "loss", "max": 2}]}),
+    _good(
+        "gates",
+        spec__evaluation={
+            "metrics": ["rouge", "exactMatch"],
+            "gates": [
+                {"metric": "exactMatch", "min": 0.9},
+                {"metric": "loss", "max": -0.1, "relativeTo": "base"},
+                {"metric": "rouge", "min": 0, "max": 1},
+                {"metric": "perplexity", "max": 20},
+            ],
+        },
+    ),
     _good("toleration", spec__scheduling={"tolerations": [{"key": "gpu", "operator": "Exists"}]}),
     Case("profile", profile({"limits": {"maxGpus": 1}, "storage": {"endpoint": "https://s3.example.com"}})),
     Case("profile-empty", profile({})),
@@ -210,6 +223,9 @@ BAD_TYPES: tuple[Case, ...] = (
         "spec.evaluation.jsonSchema",
         "must be a mapping of names to values",
     ),
+    _bad(
+        "gate-metric", "spec.evaluation.gates", [{"metric": "bleu", "min": 1}], "must be loss, perplexity, exactMatch"
+    ),
     Case(
         "pattern-empty",
         job({"spec.evaluation": {"metrics": ["regex"], "regex": {"pattern": ""}}}),
@@ -275,6 +291,28 @@ BAD_RULES: tuple[Case, ...] = (
     ),
     _rule("schema-missing", _EVALUATION, {f"{_EVALUATION}.metrics": ["jsonSchema"]}, "add jsonSchema: {type: object"),
     _rule("schema-without-metric", _EVALUATION, {f"{_EVALUATION}.jsonSchema": {}}, "add jsonSchema to metrics"),
+    _rule("gate-unbounded", _EVALUATION, {f"{_EVALUATION}.gates": [{"metric": "loss"}]}, "give it min or max"),
+    _rule(
+        "gate-empty-range",
+        _EVALUATION,
+        {f"{_EVALUATION}.gates": [{"metric": "loss", "max": 2}, {"metric": "loss", "min": 2, "max": 1.5}]},
+        "min must not be above its max",
+    ),
+    _rule(
+        "gate-not-measured",
+        _EVALUATION,
+        {f"{_EVALUATION}.metrics": ["rouge"], f"{_EVALUATION}.gates": [{"metric": "exactMatch", "min": 0.5}]},
+        "bounds something that is not measured: add it to metrics",
+    ),
+    _rule(
+        "gate-against-no-base",
+        _EVALUATION,
+        {
+            f"{_EVALUATION}.compareWithBase": False,
+            f"{_EVALUATION}.gates": [{"metric": "loss", "max": 0, "relativeTo": "base"}],
+        },
+        "has nothing to be held against",
+    ),
     _rule("model-file", "spec.model.uri", {"spec.model.uri": "file:///models/x"}, "a pod does not see your disk"),
     _rule("output-file", "spec.output.uri", {"spec.output.uri": "file:///out"}, "a pod does not see your disk"),
     _rule("model-plain-name", "spec.model.uri", {"spec.model.uri": "meta/llama"}, "write hf://organisation/name"),

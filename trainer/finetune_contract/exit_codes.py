@@ -47,6 +47,7 @@ class ExitCode(IntEnum):
     STORAGE_ACCESS_DENIED = 20
     BUCKET_NOT_FOUND = 21
     HUB_ACCESS_DENIED = 22
+    GATE_FAILED = 23
     OUT_OF_MEMORY = 30
     LOSS_NOT_FINITE = 31
     LOSS_DIVERGED = 32
@@ -101,6 +102,8 @@ FAILURES: tuple[Failure, ...] = (
             "The bucket does not exist."),
     Failure(_C.HUB_ACCESS_DENIED, "HubAccessDenied", _F.USER_ERROR,
             "The hub refused access to the model or data set: a token or an accepted licence is missing."),
+    Failure(_C.GATE_FAILED, "GateFailed", _F.USER_ERROR,
+            "The tuned model is outside a bound of evaluation.gates; its outputs are kept, marked in the manifest."),
     Failure(_C.OUT_OF_MEMORY, "OutOfMemory", _F.OUT_OF_MEMORY,
             "The accelerator's memory ran out."),
     Failure(_C.LOSS_NOT_FINITE, "LossNotFinite", _F.NON_FINITE,

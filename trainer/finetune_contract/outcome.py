@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from finetune_contract.model import Model
 from finetune_contract.prepared import DatasetCounts, DatasetSummary, Estimate, Resolved
+from finetune_contract.spec import Gate, Measure
 
 MAX_MESSAGE_BYTES = 2000
 MAX_LOCAL_BYTES = 1 << 16
@@ -51,6 +53,38 @@ class Scores(Model):
     """Mean ROUGE-L F1 against the held-out answers."""
 
 
+class Verdict(StrEnum):
+    """What an interval says."""
+
+    BETTER = "Better"
+    WORSE = "Worse"
+    NO_CLEAR_DIFFERENCE = "NoClearDifference"
+
+
+class Comparison(Model):
+    """One measure, tuned against base on the same examples."""
+
+    metric: Measure
+    """What was measured."""
+    change: float
+    """Tuned minus base."""
+    low: float
+    """Lower end of the change's 95 % interval (paired bootstrap)."""
+    high: float
+    """Upper end."""
+    verdict: Verdict
+    """Better or Worse only where the interval leaves out "no change"."""
+
+
+class GateResult(Gate):
+    """A gate, and what was found."""
+
+    value: float | None = None
+    """What the bound was held against; absent if it could not be measured."""
+    passed: bool
+    """Whether it keeps within the bound."""
+
+
 class EvaluationSummary(Model):
     """Base against tuned: it fills `status.evaluation`."""
 
@@ -58,6 +92,15 @@ class EvaluationSummary(Model):
     """The base model."""
     tuned: Scores
     """The tuned model."""
+    comparisons: tuple[Comparison, ...] = ()
+    """Where the two differ, measure by measure."""
+    gates: tuple[GateResult, ...] = ()
+    """evaluation.gates, and what was found."""
+
+    @property
+    def failed_gates(self) -> tuple[GateResult, ...]:
+        """The gates that the tuned model did not pass."""
+        return tuple(gate for gate in self.gates if not gate.passed)
 
 
 class Artifact(Model):
@@ -99,6 +142,8 @@ class Manifest(Model):
     merged_from: str | None = None
     """What the adapter was merged into, where there are merged weights of one."""
     evaluation: EvaluationSummary | None = None
+    gates_passed: bool | None = None
+    """False marks weights below a bound of evaluation.gates: they are kept, and the job has failed. Absent without gates."""
     versions: dict[str, str] = {}
 
 
@@ -152,7 +197,8 @@ class TerminationMessage(Model):
 
     def encode(self, limit: int = MAX_MESSAGE_BYTES) -> str:
         """Return JSON of at most `limit` bytes, giving up, in this order: log tail, reasons for what was
-        chosen, warnings of data and training, the end of the message.
+        chosen, warnings of data and training, comparisons and gates that were passed (both stand in the manifest),
+        the end of the message.
         """
         for candidate in self._shorter():
             text = candidate.to_json()
@@ -180,6 +226,10 @@ class TerminationMessage(Model):
             tails.append(
                 bare := bare.model_copy(update={"trained": bare.trained.model_copy(update={"training": training})})
             )
+        if bare.trained and bare.trained.evaluation:
+            for fewer in (_without_comparisons, _failed_gates_only):
+                trained = bare.trained.model_copy(update={"evaluation": fewer(bare.trained.evaluation)})
+                tails.append(bare := bare.model_copy(update={"trained": trained}))
         return tails + [bare.model_copy(update={"message": _cut(bare.message, size)}) for size in (900, 600, 300, 100)]
 
     def _warnings_cut(self, kept: int) -> DatasetSummary | None:
@@ -196,6 +246,14 @@ class TerminationMessage(Model):
             return cls.model_validate(value) if isinstance(value, dict) else None
         except ValueError:
             return None
+
+
+def _without_comparisons(evaluation: EvaluationSummary) -> EvaluationSummary:
+    return evaluation.model_copy(update={"comparisons": ()})
+
+
+def _failed_gates_only(evaluation: EvaluationSummary) -> EvaluationSummary:
+    return evaluation.model_copy(update={"comparisons": (), "gates": evaluation.failed_gates})
 
 
 def _cut(text: str, size: int) -> str:

@@ -312,6 +312,31 @@ class RegexMetric(Model):
         return pattern
 
 
+class Measure(StrEnum):
+    """What base and tuned model are compared by."""
+
+    LOSS = "loss"
+    PERPLEXITY = "perplexity"
+    EXACT_MATCH = "exactMatch"
+    REGEX = "regex"
+    JSON_VALID = "jsonValid"
+    JSON_SCHEMA = "jsonSchema"
+    ROUGE = "rouge"
+
+
+class Gate(Model):
+    """A bound that the tuned model must keep."""
+
+    metric: Measure
+    """What is bounded: loss or perplexity of the held-out part, or one of evaluation.metrics."""
+    min: Annotated[float, Field(ge=-1000000, le=1000000)] | None = None
+    """Lowest value that passes."""
+    max: Annotated[float, Field(ge=-1000000, le=1000000)] | None = None
+    """Highest value that passes."""
+    relative_to: Literal["base"] | None = None
+    """base: the bounds hold for tuned minus base, not for the tuned model's own value."""
+
+
 class Evaluation(Model):
     """How the tuned model is measured on the held-out part, beside the base model."""
 
@@ -331,6 +356,10 @@ class Evaluation(Model):
     """Longest generated answer in tokens."""
     samples: Samples = Samples()
     """Prompts whose answers are kept."""
+    compare_with_base: bool = True
+    """Measure the base model as well. false spares its time; nothing then says what tuning has changed."""
+    gates: Annotated[tuple[Gate, ...], Field(max_length=8)] = ()
+    """Bounds for the tuned model. Below one the job ends as Failed with reason GateFailed, and is not tried again; the outputs are written all the same, marked in the manifest."""
 
 
 class Checkpoint(Model):

@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from finetune_contract.outcome import Scores
+from pydantic.alias_generators import to_snake
+
+from finetune_contract.outcome import Comparison, EvaluationSummary, Verdict
 from finetune_contract.spec import Lora, Method, Optimizer
 
 if TYPE_CHECKING:
@@ -41,13 +43,41 @@ def model_card(lineage: Lineage) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def score_rows(base: Scores, tuned: Scores) -> list[tuple[str, str, str]]:
-    """Return the scores that were measured: name, base, tuned."""
+def score_rows(summary: EvaluationSummary) -> list[tuple[str, str, str, str]]:
+    """Return what was measured: name, base, tuned, and the difference with its 95 % interval."""
+    changes = {to_snake(found.metric): _change(found) for found in summary.comparisons}
     return [
-        (title, f"{before:.4g}", f"{after:.4g}")
+        (title, "" if before is None else f"{before:.4g}", f"{after:.4g}", changes.get(field, ""))
         for field, title in _SCORES
-        if (before := getattr(base, field)) is not None and (after := getattr(tuned, field)) is not None
+        for before, after in [(getattr(summary.base, field), getattr(summary.tuned, field))]
+        if after is not None
     ]
+
+
+def gate_rows(summary: EvaluationSummary) -> list[tuple[str, str, str, str]]:
+    """Return the gates: measure, bound, value, and whether it was passed."""
+    return [
+        (
+            f"{gate.metric}{' against base' if gate.relative_to else ''}",
+            " and ".join(
+                f"{word} {bound:g}" for word, bound in (("min", gate.min), ("max", gate.max)) if bound is not None
+            ),
+            "not measured" if gate.value is None else f"{gate.value:.4g}",
+            "passed" if gate.passed else "FAILED",
+        )
+        for gate in summary.gates
+    ]
+
+
+def _change(found: Comparison) -> str:
+    return f"{found.change:+.3g} [{found.low:+.3g}, {found.high:+.3g}], {_VERDICTS[found.verdict]}"
+
+
+_VERDICTS = {
+    Verdict.BETTER: "better",
+    Verdict.WORSE: "worse",
+    Verdict.NO_CLEAR_DIFFERENCE: "no clear difference",
+}
 
 
 def lineage_rows(lineage: Lineage) -> list[tuple[str, str]]:
@@ -126,9 +156,10 @@ def _model(lineage: Lineage) -> str:
 
 
 def _results(lineage: Lineage) -> str:
-    rows = score_rows(lineage.base.scores, lineage.tuned.scores)
     header = f"On {lineage.prepared.dataset.validation_examples} examples that were not trained on.\n\n"
-    return header + _table(("", "Base", "Tuned"), rows)
+    scores = _table(("", "Base", "Tuned", "Difference [95 % interval]"), score_rows(lineage.summary))
+    gates = gate_rows(lineage.summary)
+    return header + scores + ("\n\n" + _table(("Gate", "Bound", "Value", ""), gates) if gates else "")
 
 
 def _lineage(lineage: Lineage) -> str:

@@ -22,6 +22,7 @@ from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
 from finetune_trainer.dataset import IGNORED, Data, Row, batches_by_length
 from finetune_trainer.errors import NotFoundError
+from finetune_trainer.evaluation.measured import ExampleLoss, Measured
 from finetune_trainer.evaluation.metrics import scores_of
 from finetune_trainer.generate import answers
 from finetune_trainer.logs import log
@@ -32,22 +33,6 @@ from finetune_trainer.storage import Store
 BASE_RESULTS = "evaluation-base.json"
 _MAX_EXPONENT = 700.0
 """exp() of more is no finite number."""
-
-
-ExampleLoss = tuple[float, int]
-"""Summed loss of an example's counted tokens, and how many there are."""
-
-
-class Measured(Model):
-    """One model's results."""
-
-    scores: Scores
-    losses: tuple[ExampleLoss, ...] = ()
-    """Of the held-out examples."""
-    answers: tuple[str, ...] = ()
-    """To the held-out questions."""
-    samples: tuple[str, ...] = ()
-    """To evaluation.samples.prompts."""
 
 
 class BaseResults(Model):
@@ -116,6 +101,7 @@ def measure(model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, confi
             **{to_snake(metric): fmean(each) for metric, each in scores.items()},
         ),
         losses=tuple(losses),
+        answer_scores={metric.value: tuple(each) for metric, each in scores.items()},
         answers=tuple(given[: len(asked)]),
         samples=tuple(given[len(asked) :]),
     )

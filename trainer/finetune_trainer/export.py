@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
@@ -25,7 +26,7 @@ from finetune_contract.samples import Sample, to_lines
 from finetune_contract.spec import Method
 from finetune_trainer.dataset import Question
 from finetune_trainer.errors import AlreadyExistsError, TrainerError
-from finetune_trainer.evaluate import Measured
+from finetune_trainer.evaluation.measured import Measured
 from finetune_trainer.logs import log
 from finetune_trainer.results import EvaluationFile, Exchange, completed_run, not_as_listed, result_of
 from finetune_trainer.storage import Store
@@ -38,6 +39,9 @@ MERGED_FROM = "the model's own weights, in float32"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "finetune-operator")
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
 class Lineage:
     """Where the results come from and how good they are."""
@@ -48,6 +52,8 @@ class Lineage:
     training: Training
     base: Measured
     tuned: Measured
+    summary: EvaluationSummary
+    """Base against tuned."""
     questions: tuple[Question, ...]
     samples: tuple[Sample, ...] = ()
     """Answers while the model was trained."""
@@ -57,11 +63,6 @@ class Lineage:
         """What the adapter is merged into, if there is one and it is."""
         merged = self.config.spec.output.merged.enabled and self.config.spec.method is not Method.FULL
         return MERGED_FROM if merged else None
-
-    @property
-    def summary(self) -> EvaluationSummary:
-        """Base against tuned."""
-        return EvaluationSummary(base=self.base.scores, tuned=self.tuned.scores)
 
 
 def export(
@@ -109,16 +110,24 @@ def evaluation_file(lineage: Lineage) -> EvaluationFile:
     return EvaluationFile(
         base=base.scores,
         tuned=tuned.scores,
+        comparisons=lineage.summary.comparisons,
+        gates=lineage.summary.gates,
         training=lineage.training,
         examples=tuple(
             Exchange(prompt=question.prompt, expected=question.answer, base=before, tuned=after)
-            for question, before, after in zip(lineage.questions, base.answers, tuned.answers, strict=False)
+            for question, before, after in _side_by_side(lineage.questions, base.answers, tuned.answers)
         ),
         samples=tuple(
             Exchange(prompt=prompt, base=before, tuned=after)
-            for prompt, before, after in zip(prompts, base.samples, tuned.samples, strict=True)
+            for prompt, before, after in _side_by_side(prompts, base.samples, tuned.samples)
         ),
     )
+
+
+def _side_by_side(asked: Sequence[T], base: Sequence[str], tuned: Sequence[str]) -> Iterator[tuple[T, str | None, str]]:
+    """Yield prompt, the base's answer if it was asked, and the tuned model's."""
+    for index, (prompt, after) in enumerate(zip(asked, tuned, strict=False)):
+        yield prompt, base[index] if index < len(base) else None, after
 
 
 def manifest_of(files: list[OutputFile], lineage: Lineage) -> Manifest:
@@ -144,6 +153,7 @@ def manifest_of(files: list[OutputFile], lineage: Lineage) -> Manifest:
         artifacts={name: artifact(name, inside) for name, inside in folders.items()},
         merged_from=lineage.merged_from,
         evaluation=lineage.summary,
+        gates_passed=not lineage.summary.failed_gates if lineage.summary.gates else None,
         versions=versions(),
     )
 

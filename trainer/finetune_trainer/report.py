@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from finetune_contract.samples import Sample
-from finetune_trainer.card import lineage_rows, score_rows, training_rows
+from finetune_trainer.card import gate_rows, lineage_rows, score_rows, training_rows
 from finetune_trainer.summary import Point
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def report_page(lineage: Lineage, evaluation: EvaluationFile) -> str:
     source = files("finetune_trainer").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     page: str = environment.from_string(source).render(
         job=lineage.config.job,
-        scores=score_rows(evaluation.base, evaluation.tuned),
+        scores=score_rows(lineage.summary),
+        gates=gate_rows(lineage.summary),
         lineage=lineage_rows(lineage),
         training=training_rows(lineage),
         training_warnings=lineage.training.warnings,
@@ -149,6 +150,6 @@ def _shown(exchange: Exchange) -> dict[str, str]:
     return {
         "prompt": _text(exchange.prompt),
         "expected": exchange.expected or "",
-        "base": exchange.base,
+        "base": exchange.base or "",
         "tuned": exchange.tuned,
     }

@@ -12,7 +12,15 @@ from pydantic import ValidationError
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.model import Model
-from finetune_contract.outcome import Manifest, OutputFile, Scores, TrainingSummary, TrainResult
+from finetune_contract.outcome import (
+    Comparison,
+    GateResult,
+    Manifest,
+    OutputFile,
+    Scores,
+    TrainingSummary,
+    TrainResult,
+)
 from finetune_contract.run_config import RunConfig
 from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.storage import Store
@@ -24,7 +32,8 @@ class Exchange(Model):
 
     prompt: str | list[dict[str, str]]
     expected: str | None = None
-    base: str
+    base: str | None = None
+    """Absent with compareWithBase: false."""
     tuned: str
 
 
@@ -33,6 +42,8 @@ class EvaluationFile(Model):
 
     base: Scores
     tuned: Scores
+    comparisons: tuple[Comparison, ...] = ()
+    gates: tuple[GateResult, ...] = ()
     training: Training
     examples: tuple[Exchange, ...] = ()
     """Held-out questions, if a metric asked for answers."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.outcome import TrainResult
+from finetune_contract.outcome import EvaluationSummary, TrainResult
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.samples import Sample
@@ -28,7 +28,9 @@ from finetune_trainer.dataset import Data, fetch_data, read_prepared
 from finetune_trainer.dryrun import Plan, fit, largest_divisor, plans
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluate import Measured, measure, measure_base
+from finetune_trainer.evaluate import measure, measure_base
+from finetune_trainer.evaluation.compare import summarise
+from finetune_trainer.evaluation.measured import Measured
 from finetune_trainer.export import Lineage, export
 from finetune_trainer.fetch import FetchedModel, fetch_model
 from finetune_trainer.held_out import overfitting
@@ -107,6 +109,7 @@ def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
         training=training,
         base=base,
         tuned=tuned,
+        summary=_compare(run, base, tuned),
         questions=tuple(run.data.questions),
         samples=samples,
     )
@@ -146,6 +149,8 @@ def _get_ready(run: _Run) -> tuple[Loop, Measured]:
         loop.compare_with(
             with_reference(loop.model, run.data, prepared=run.prepared, config=run.config, store=run.store)
         )
+    if not run.config.spec.evaluation.compare_with_base:
+        return loop, Measured()
     base = measure_base(
         loop.model, run.tokenizer, data=run.data, prepared=run.prepared, config=run.config, store=run.store
     )
@@ -240,6 +245,13 @@ def _evaluate(run: _Run, loop: Loop, training: Training) -> Measured:
             f"The best weights give a held-out loss of {loss:.4f}, measured as {expected:.4f} in training.",
         )
     return tuned
+
+
+def _compare(run: _Run, base: Measured, tuned: Measured) -> EvaluationSummary:
+    summary = summarise(base, tuned, gates=run.config.spec.evaluation.gates)
+    for found in summary.comparisons:
+        log.info("%s: %+g [%+g, %+g]: %s", found.metric, found.change, found.low, found.high, found.verdict)
+    return summary
 
 
 def _free_memory() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from finetune_contract.spec import TuningSpec
+from finetune_contract.spec import Measure, TuningSpec
 from finetune_operator.api.constants import MAX_NAME_LENGTH
 from finetune_operator.api.job import FineTuneJobSpec, Scheduling
 
@@ -118,6 +118,50 @@ def _metric_rules() -> Iterator[Rule]:
         )
 
 
+def _gates(evaluation: dict[str, Any], holds: Callable[[dict[str, Any]], bool]) -> bool:
+    return all(holds(gate) for gate in evaluation.get("gates", ()))
+
+
+def _is_measured(evaluation: dict[str, Any], gate: dict[str, Any]) -> bool:
+    metric = gate.get("metric")
+    # The types report a metric that there is not.
+    return metric in (*_ALWAYS_MEASURED, *evaluation.get("metrics", ())) or metric not in set(Measure)
+
+
+_ALWAYS_MEASURED = ("loss", "perplexity")
+_GATE_RULES = (
+    Rule(
+        ("spec", "evaluation"),
+        "!has(self.gates) || self.gates.all(gate, has(gate.min) || has(gate.max))",
+        "a gate needs a bound: give it min or max",
+        lambda evaluation: _gates(evaluation, lambda gate: "min" in gate or "max" in gate),
+    ),
+    Rule(
+        ("spec", "evaluation"),
+        "!has(self.gates) || self.gates.all(gate, !has(gate.min) || !has(gate.max) || gate.min <= gate.max)",
+        "a gate's min must not be above its max",
+        lambda evaluation: _gates(
+            evaluation, lambda gate: "min" not in gate or "max" not in gate or gate["min"] <= gate["max"]
+        ),
+    ),
+    Rule(
+        ("spec", "evaluation"),
+        f"!has(self.gates) || self.gates.all(gate, gate.metric in {list(_ALWAYS_MEASURED)} || "
+        "(has(self.metrics) && gate.metric in self.metrics))",
+        "a gate bounds something that is not measured: add it to metrics",
+        lambda evaluation: _gates(evaluation, partial(_is_measured, evaluation)),
+    ),
+    Rule(
+        ("spec", "evaluation"),
+        "!has(self.compareWithBase) || self.compareWithBase || !has(self.gates) || "
+        "self.gates.all(gate, !has(gate.relativeTo))",
+        "compareWithBase is false: a gate with relativeTo base has nothing to be held against",
+        lambda evaluation: (
+            evaluation.get("compareWithBase", True) or _gates(evaluation, lambda gate: "relativeTo" not in gate)
+        ),
+    ),
+)
+
 JOB_RULES: tuple[Rule, ...] = (
     Rule(
         (),
@@ -186,6 +230,7 @@ JOB_RULES: tuple[Rule, ...] = (
         lambda hp: "microBatchSize" not in hp or hp.get("batchSize", 16) % hp["microBatchSize"] == 0,
     ),
     *_metric_rules(),
+    *_GATE_RULES,
     *_uri_rules(
         ("spec", "model", "uri"),
         (_HF, _S3, _PVC),

@@ -149,6 +149,8 @@ def _train(local: LocalRun) -> None:
     trained = _stage("train", local, config)
     if trained.trained:
         _show(config, trained.trained)
+    if trained.exit_code:  # a gate failed: the results are there all the same
+        raise _StoppedError(trained)
 
 
 def _stage(stage: Any, local: LocalRun, config: RunConfig) -> TerminationMessage:
@@ -156,7 +158,7 @@ def _stage(stage: Any, local: LocalRun, config: RunConfig) -> TerminationMessage
     config_file.write_text(config.to_json(), encoding="utf-8")
     environment = local.environment(config_file, message_file)
     message = run_stage(stage, environment=environment, message_file=message_file)
-    if message.exit_code:
+    if message.exit_code and not message.trained:
         raise _StoppedError(message)
     return message
 

@@ -10,8 +10,8 @@ import pytest
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
+from finetune_contract.measures import Gate
 from finetune_contract.outcome import MAX_MESSAGE_BYTES, Manifest, Scores, TerminationMessage
-from finetune_contract.spec import Gate
 from finetune_trainer.evaluation.bootstrap import difference_of_means
 from finetune_trainer.evaluation.compare import summarise
 from finetune_trainer.evaluation.gates import check_gate

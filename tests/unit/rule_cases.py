@@ -147,9 +147,12 @@ GOOD: tuple[Case, ...] = (
                 {"metric": "loss", "max": -0.1, "relativeTo": "base"},
                 {"metric": "rouge", "min": 0, "max": 1},
                 {"metric": "perplexity", "max": 20},
+                {"metric": "forgetting", "max": 1.05},
             ],
         },
     ),
+    _good("own-general-text", spec__evaluation={"forgetting": {"uri": "s3://data/general.txt"}}),
+    _good("no-general-text", spec__evaluation={"forgetting": {"enabled": False}}),
     _good("toleration", spec__scheduling={"tolerations": [{"key": "gpu", "operator": "Exists"}]}),
     Case("profile", profile({"limits": {"maxGpus": 1}, "storage": {"endpoint": "https://s3.example.com"}})),
     Case("profile-empty", profile({})),
@@ -312,6 +315,33 @@ BAD_RULES: tuple[Case, ...] = (
             f"{_EVALUATION}.gates": [{"metric": "loss", "max": 0, "relativeTo": "base"}],
         },
         "has nothing to be held against",
+    ),
+    *(
+        _rule(
+            f"gate-on-forgetting-{name}",
+            _EVALUATION,
+            {_EVALUATION: {**off, "gates": [{"metric": "forgetting", "max": 1.1}]}},
+            "or switch forgetting and compareWithBase on",
+        )
+        for name, off in (("off", {"forgetting": {"enabled": False}}), ("without-base", {"compareWithBase": False}))
+    ),
+    _rule(
+        "forgetting-relative",
+        _EVALUATION,
+        {f"{_EVALUATION}.gates": [{"metric": "forgetting", "max": 1.1, "relativeTo": "base"}]},
+        "as a ratio: remove relativeTo",
+    ),
+    _rule(
+        "forgetting-without-base",
+        _EVALUATION,
+        {_EVALUATION: {"compareWithBase": False, "forgetting": {"uri": "s3://data/general.txt"}}},
+        "remove forgetting.uri",
+    ),
+    _rule(
+        "forgetting-hub",
+        f"{_EVALUATION}.forgetting.uri",
+        {f"{_EVALUATION}.forgetting.uri": "hf://organisation/text"},
+        "write s3://bucket/path",
     ),
     _rule("model-file", "spec.model.uri", {"spec.model.uri": "file:///models/x"}, "a pod does not see your disk"),
     _rule("output-file", "spec.output.uri", {"spec.output.uri": "file:///out"}, "a pod does not see your disk"),

@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 
 from finetune_contract.exit_codes import FAILURES, ExitCode, FailureClass
+from finetune_contract.measures import Measure
 from finetune_contract.outcome import EvaluationSummary, GateResult, Scores, TerminationMessage
-from finetune_contract.spec import Measure
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.policy.plan import ChildRequest
 from tests.support.builders import (

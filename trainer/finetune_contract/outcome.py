@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune_contract.measures import Gate, Measure
 from finetune_contract.model import Model
 from finetune_contract.prepared import DatasetCounts, DatasetSummary, Estimate, Resolved
-from finetune_contract.spec import Gate, Measure
 
 MAX_MESSAGE_BYTES = 2000
 MAX_LOCAL_BYTES = 1 << 16
@@ -51,6 +51,8 @@ class Scores(Model):
     """Share of answers that fit evaluation.jsonSchema."""
     rouge: float | None = None
     """Mean ROUGE-L F1 against the held-out answers."""
+    general_perplexity: float | None = None
+    """Perplexity on general text."""
 
 
 class Verdict(StrEnum):
@@ -67,7 +69,7 @@ class Comparison(Model):
     metric: Measure
     """What was measured."""
     change: float
-    """Tuned minus base."""
+    """Tuned minus base; for forgetting tuned over base, so that 1 is no change."""
     low: float
     """Lower end of the change's 95 % interval (paired bootstrap)."""
     high: float

@@ -6,24 +6,16 @@ Absent means "chosen for the user": `resolve.py` chooses and says why. Attribute
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, WithJsonSchema, field_validator
+from pydantic import Field
 
+from finetune_contract.fields import Fraction, Positive, SecretRef, Uri
+from finetune_contract.measures import Forgetting, Gate, JsonSchema, MetricName, RegexMetric
 from finetune_contract.model import Model
 
-Uri = Annotated[str, Field(min_length=1, max_length=1024)]
-Name = Annotated[str, Field(min_length=1, max_length=253)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Revision = Annotated[str, Field(min_length=1, max_length=128)] | None
-Positive = Annotated[int, Field(ge=1)]
-JsonSchema = Annotated[
-    dict[str, Any],
-    WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
-]
-"""An object that the API server keeps as it is."""
 
 
 class Method(StrEnum):
@@ -77,15 +69,6 @@ class Optimizer(StrEnum):
     PAGED_ADAMW_32BIT = "pagedAdamw32bit"
     LION_8BIT = "lion8bit"
     ADAFACTOR = "adafactor"
-
-
-class SecretRef(Model):
-    """A Secret of the job's namespace, read as environment variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-    AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, HF_TOKEN.
-    """
-
-    name: Name
-    """Name of the Secret."""
 
 
 class ModelSource(Model):
@@ -286,57 +269,6 @@ class EarlyStopping(Model):
     """Measurements of the held-out loss in a row that may be no better than the best before the run ends. The weights of the best are what is exported, with early stopping or without."""
 
 
-class MetricName(StrEnum):
-    """A score of generated answers, each between 0 and 1."""
-
-    EXACT_MATCH = "exactMatch"
-    REGEX = "regex"
-    JSON_VALID = "jsonValid"
-    JSON_SCHEMA = "jsonSchema"
-    ROUGE = "rouge"
-
-
-class RegexMetric(Model):
-    """What the metric regex looks for."""
-
-    pattern: Annotated[str, Field(min_length=1, max_length=1024)]
-    """Python regular expression that an answer must contain; ^ and $ stand for its beginning and end."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"be a regular expression as Python has them: {error}") from error
-        return pattern
-
-
-class Measure(StrEnum):
-    """What base and tuned model are compared by."""
-
-    LOSS = "loss"
-    PERPLEXITY = "perplexity"
-    EXACT_MATCH = "exactMatch"
-    REGEX = "regex"
-    JSON_VALID = "jsonValid"
-    JSON_SCHEMA = "jsonSchema"
-    ROUGE = "rouge"
-
-
-class Gate(Model):
-    """A bound that the tuned model must keep."""
-
-    metric: Measure
-    """What is bounded: loss or perplexity of the held-out part, or one of evaluation.metrics."""
-    min: Annotated[float, Field(ge=-1000000, le=1000000)] | None = None
-    """Lowest value that passes."""
-    max: Annotated[float, Field(ge=-1000000, le=1000000)] | None = None
-    """Highest value that passes."""
-    relative_to: Literal["base"] | None = None
-    """base: the bounds hold for tuned minus base, not for the tuned model's own value."""
-
-
 class Evaluation(Model):
     """How the tuned model is measured on the held-out part, beside the base model."""
 
@@ -356,6 +288,8 @@ class Evaluation(Model):
     """Longest generated answer in tokens."""
     samples: Samples = Samples()
     """Prompts whose answers are kept."""
+    forgetting: Forgetting = Forgetting()
+    """What tuning costs in general: perplexity on text beside the task, before and after."""
     compare_with_base: bool = True
     """Measure the base model as well. false spares its time; nothing then says what tuning has changed."""
     gates: Annotated[tuple[Gate, ...], Field(max_length=8)] = ()

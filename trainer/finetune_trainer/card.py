@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic.alias_generators import to_snake
 
+from finetune_contract.measures import Measure
 from finetune_contract.outcome import Comparison, EvaluationSummary, Verdict
 from finetune_contract.spec import Lora, Method, Optimizer
 
@@ -23,6 +24,7 @@ _SCORES = (
     ("json_valid", "Valid JSON"),
     ("json_schema", "Fits the JSON Schema"),
     ("rouge", "ROUGE-L"),
+    ("general_perplexity", "Perplexity on general text"),
 )
 
 
@@ -45,7 +47,7 @@ def model_card(lineage: Lineage) -> str:
 
 def score_rows(summary: EvaluationSummary) -> list[tuple[str, str, str, str]]:
     """Return what was measured: name, base, tuned, and the difference with its 95 % interval."""
-    changes = {to_snake(found.metric): _change(found) for found in summary.comparisons}
+    changes = {_FIELDS.get(found.metric, to_snake(found.metric)): _change(found) for found in summary.comparisons}
     return [
         (title, "" if before is None else f"{before:.4g}", f"{after:.4g}", changes.get(field, ""))
         for field, title in _SCORES
@@ -69,7 +71,12 @@ def gate_rows(summary: EvaluationSummary) -> list[tuple[str, str, str, str]]:
     ]
 
 
+_FIELDS = {Measure.FORGETTING: "general_perplexity"}
+
+
 def _change(found: Comparison) -> str:
+    if found.metric is Measure.FORGETTING:
+        return f"ratio {found.change:.4g} [{found.low:.4g}, {found.high:.4g}], {_VERDICTS[found.verdict]}"
     return f"{found.change:+.3g} [{found.low:+.3g}, {found.high:+.3g}], {_VERDICTS[found.verdict]}"
 
 

@@ -6,6 +6,8 @@ says is kept in storage: a later attempt does not ask it again.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -40,6 +42,8 @@ class BaseResults(Model):
 
     config_hash: str
     prepared_sha256: str | None = None
+    general: str | None = None
+    """sha256 of the general text's tokens."""
     measured: Measured
 
 
@@ -82,6 +86,7 @@ def measure(model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, confi
     """Measure a model as the spec asks for."""
     settings = config.spec.evaluation
     losses = example_losses(model, data.validation, prepared=prepared)
+    general = example_losses(model, _within_limit(data.general, model), prepared=prepared)
     asked = data.questions[: settings.max_examples] if settings.metrics else []
     samples = [sample_prompt(text, data=data, tokenizer=tokenizer) for text in settings.samples.prompts]
     with computing(prepared.resolved.precision):
@@ -93,14 +98,15 @@ def measure(model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, confi
             max_prompt_tokens=prepared.resolved.max_sequence_length,
         )
     scores = scores_of(asked, given[: len(asked)], settings)
-    loss = mean_loss(losses)
     return Measured(
         scores=Scores(
-            loss=loss,
-            perplexity=math.exp(min(loss, _MAX_EXPONENT)),
+            loss=mean_loss(losses),
+            perplexity=_perplexity(losses),
+            general_perplexity=_perplexity(general) if general else None,
             **{to_snake(metric): fmean(each) for metric, each in scores.items()},
         ),
         losses=tuple(losses),
+        general_losses=tuple(general),
         answer_scores={metric.value: tuple(each) for metric, each in scores.items()},
         answers=tuple(given[: len(asked)]),
         samples=tuple(given[len(asked) :]),
@@ -112,11 +118,16 @@ def measure_base(
 ) -> Measured:
     """Return what the untrained model says: from storage where an earlier attempt has asked it already."""
     uri = paths.join(config.run_uri, BASE_RESULTS)
-    if (known := _known_base(uri, config, store)) is not None:
+    if (known := _known_base(uri, data, config=config, store=store)) is not None:
         return known
     log.info("evaluating the base model on %d held-out examples", len(data.validation))
     measured = measure(model, tokenizer, data=data, prepared=prepared, config=config)
-    results = BaseResults(config_hash=config.config_hash, prepared_sha256=config.prepared_sha256, measured=measured)
+    results = BaseResults(
+        config_hash=config.config_hash,
+        prepared_sha256=config.prepared_sha256,
+        general=_digest(data.general),
+        measured=measured,
+    )
     store.write(uri, results.to_json().encode())
     return measured
 
@@ -127,13 +138,28 @@ def sample_prompt(text: str, *, data: Data, tokenizer: Any) -> str | list[dict[s
     return [{"role": "user", "content": text}] if chats and tokenizer.chat_template else text
 
 
-def _known_base(uri: str, config: RunConfig, store: Store) -> Measured | None:
+def _known_base(uri: str, data: Data, *, config: RunConfig, store: Store) -> Measured | None:
     try:
         results = BaseResults.model_validate_json(store.read(uri))
     except (NotFoundError, ValidationError):
         return None
-    same = (results.config_hash, results.prepared_sha256) == (config.config_hash, config.prepared_sha256)
+    found = (results.config_hash, results.prepared_sha256, results.general)
+    same = found == (config.config_hash, config.prepared_sha256, _digest(data.general))
     return results.measured if same else None
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    return hashlib.sha256(json.dumps([row["input_ids"] for row in rows]).encode()).hexdigest()
+
+
+def _perplexity(losses: Sequence[ExampleLoss]) -> float:
+    return math.exp(min(mean_loss(losses), _MAX_EXPONENT))
+
+
+def _within_limit(rows: Sequence[Row], model: Any) -> list[Row]:
+    """Return rows cut to what the model holds."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return [{name: tokens[:limit] for name, tokens in row.items()} for row in rows]
 
 
 def _padded(batch: Sequence[Row], *, pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -45,6 +45,7 @@ from finetune_trainer.data.survey import Survey, survey
 from finetune_trainer.data.tokenize import Encoder, padding_token
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import NotFoundError, TrainerError
+from finetune_trainer.evaluation.forgetting import paragraphs
 from finetune_trainer.evaluation.metrics import check_metrics, scorers
 from finetune_trainer.logs import log
 from finetune_trainer.storage import Store, open_store
@@ -94,7 +95,9 @@ def run_prepare(config: RunConfig, env: Environment) -> tuple[PrepareResult, str
 
 def _prepare(config: RunConfig, env: Environment, *, store: Store, scratch: Path) -> Prepared:
     spec = config.spec
-    scorers(spec.evaluation)  # a JSON Schema that is none is known here, not after training
+    # A JSON Schema that is none and a text that is not there are known here, not with a GPU waiting.
+    scorers(spec.evaluation)
+    paragraphs(spec.evaluation.forgetting)
     with _settings_are_the_users():
         model = _read_model(config, env)
         data = _read_data(config, model, scratch)

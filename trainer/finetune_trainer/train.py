@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import measure, measure_base
 from finetune_trainer.evaluation.compare import summarise
+from finetune_trainer.evaluation.forgetting import general_rows
 from finetune_trainer.evaluation.measured import Measured
 from finetune_trainer.export import Lineage, export
 from finetune_trainer.fetch import FetchedModel, fetch_model
@@ -90,9 +91,9 @@ def _gather(config: RunConfig, env: Environment, store: Store) -> _Run:
     folder.mkdir(parents=True)
     data = fetch_data(config, prepared, store, folder=folder / "data")
     fetched = fetch_model(config, env, weights=True)
-    return _Run(
-        config, prepared, store, folder, data, fetched, load_tokenizer(fetched.path, config.spec.model.new_tokens)
-    )
+    tokenizer = load_tokenizer(fetched.path, config.spec.model.new_tokens)
+    data = replace(data, general=general_rows(config, tokenizer))
+    return _Run(config, prepared, store, folder, data, fetched, tokenizer)
 
 
 def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:

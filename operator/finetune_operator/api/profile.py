@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
 
+from finetune_contract.fields import Name, Uri
 from finetune_contract.model import Model
-from finetune_contract.spec import Name, Uri
 from finetune_operator.api.job import Quantity, Trainer
 
 Pattern = Annotated[str, Field(min_length=1, max_length=512)]

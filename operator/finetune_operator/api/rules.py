@@ -7,14 +7,14 @@ JSON value. A test feeds both the same table of manifests and compares the answe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
-from finetune_contract.spec import Measure, TuningSpec
+from finetune_contract.spec import TuningSpec
 from finetune_operator.api.constants import MAX_NAME_LENGTH
+from finetune_operator.api.evaluation_rules import evaluation_rules
 from finetune_operator.api.job import FineTuneJobSpec, Scheduling
+from finetune_operator.api.rule import Rule
 
 _BUCKET = "[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
 _NAME = "[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
@@ -25,22 +25,6 @@ _HTTPS = "https://[A-Za-z0-9.-]+(:[0-9]+)?/.+"
 _PVC = f"pvc://{_NAME}(/.*)?"
 _CREDENTIALS = "^[a-z0-9]+://[^/]*@"
 _DNS_LABEL = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule at one place of a FineTuneJob."""
-
-    at: tuple[str, ...]
-    """Path of the value that the rule is about, from the object's root; () is the object, "[]" each item of a list."""
-    cel: str
-    """The rule as the API server evaluates it."""
-    message: str
-    """What is wrong and what to do."""
-    holds: Callable[[Any], bool]
-    """The same rule on the JSON value, for the command line."""
-    cluster_only: bool = False
-    """Whether the rule is lifted for `finetune run`."""
 
 
 def _uri_rules(at: tuple[str, ...], forms: tuple[str, ...], example: str) -> Iterator[Rule]:
@@ -94,73 +78,6 @@ _DEFAULT_START = "!(has(self.initialization) && self.initialization in ['pissa',
 def _default_start(lora: dict[str, Any]) -> bool:
     return lora.get("initialization") not in ("pissa", "olora")
 
-
-def _together(metric: str, given: str, evaluation: dict[str, Any]) -> bool:
-    listed, set_up = metric in evaluation.get("metrics", ()), metric in evaluation
-    return set_up or not listed if given == "metrics" else listed or not set_up
-
-
-def _metric_rules() -> Iterator[Rule]:
-    """A metric and what it looks for come together: one without the other would measure nothing."""
-    for metric, hint in (("regex", "regex: {pattern: ...}"), ("jsonSchema", "jsonSchema: {type: object, ...}")):
-        listed = f"has(self.metrics) && '{metric}' in self.metrics"
-        yield Rule(
-            ("spec", "evaluation"),
-            f"!({listed}) || has(self.{metric})",
-            f"the metric {metric} needs something to look for: add {hint} beside metrics",
-            partial(_together, metric, "metrics"),
-        )
-        yield Rule(
-            ("spec", "evaluation"),
-            f"!has(self.{metric}) || ({listed})",
-            f"{metric} is for the metric of that name: add {metric} to metrics, or remove it",
-            partial(_together, metric, "setting"),
-        )
-
-
-def _gates(evaluation: dict[str, Any], holds: Callable[[dict[str, Any]], bool]) -> bool:
-    return all(holds(gate) for gate in evaluation.get("gates", ()))
-
-
-def _is_measured(evaluation: dict[str, Any], gate: dict[str, Any]) -> bool:
-    metric = gate.get("metric")
-    # The types report a metric that there is not.
-    return metric in (*_ALWAYS_MEASURED, *evaluation.get("metrics", ())) or metric not in set(Measure)
-
-
-_ALWAYS_MEASURED = ("loss", "perplexity")
-_GATE_RULES = (
-    Rule(
-        ("spec", "evaluation"),
-        "!has(self.gates) || self.gates.all(gate, has(gate.min) || has(gate.max))",
-        "a gate needs a bound: give it min or max",
-        lambda evaluation: _gates(evaluation, lambda gate: "min" in gate or "max" in gate),
-    ),
-    Rule(
-        ("spec", "evaluation"),
-        "!has(self.gates) || self.gates.all(gate, !has(gate.min) || !has(gate.max) || gate.min <= gate.max)",
-        "a gate's min must not be above its max",
-        lambda evaluation: _gates(
-            evaluation, lambda gate: "min" not in gate or "max" not in gate or gate["min"] <= gate["max"]
-        ),
-    ),
-    Rule(
-        ("spec", "evaluation"),
-        f"!has(self.gates) || self.gates.all(gate, gate.metric in {list(_ALWAYS_MEASURED)} || "
-        "(has(self.metrics) && gate.metric in self.metrics))",
-        "a gate bounds something that is not measured: add it to metrics",
-        lambda evaluation: _gates(evaluation, partial(_is_measured, evaluation)),
-    ),
-    Rule(
-        ("spec", "evaluation"),
-        "!has(self.compareWithBase) || self.compareWithBase || !has(self.gates) || "
-        "self.gates.all(gate, !has(gate.relativeTo))",
-        "compareWithBase is false: a gate with relativeTo base has nothing to be held against",
-        lambda evaluation: (
-            evaluation.get("compareWithBase", True) or _gates(evaluation, lambda gate: "relativeTo" not in gate)
-        ),
-    ),
-)
 
 JOB_RULES: tuple[Rule, ...] = (
     Rule(
@@ -229,8 +146,7 @@ JOB_RULES: tuple[Rule, ...] = (
         "microBatchSize must divide batchSize (16 when absent): a step is made of whole micro-batches",
         lambda hp: "microBatchSize" not in hp or hp.get("batchSize", 16) % hp["microBatchSize"] == 0,
     ),
-    *_metric_rules(),
-    *_GATE_RULES,
+    *evaluation_rules(),
     *_uri_rules(
         ("spec", "model", "uri"),
         (_HF, _S3, _PVC),
@@ -251,6 +167,7 @@ JOB_RULES: tuple[Rule, ...] = (
     *_data_uri_rules(("spec", "dataset", "uri")),
     *_data_uri_rules(("spec", "dataset", "sources", "[]", "uri")),
     *_data_uri_rules(("spec", "dataset", "validation", "uri")),
+    *_uri_rules(("spec", "evaluation", "forgetting", "uri"), (_S3, _PVC), "s3://bucket/path or pvc://claim/path"),
     *_uri_rules(("spec", "output", "uri"), (_S3, _PVC), "s3://bucket/prefix or pvc://claim/path"),
 )
 

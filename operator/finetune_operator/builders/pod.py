@@ -145,7 +145,8 @@ def _training_resources(asked: Resources, profile: FineTuneProfileSpec, gpus: in
 
 
 def _claims(pod: PodRequest) -> tuple[str, ...]:
-    uris = (pod.spec.model.uri, *pod.spec.dataset.uris, pod.spec.output.uri)
+    general = (pod.spec.evaluation.forgetting.uri,) if pod.spec.evaluation.forgetting.uri else ()
+    uris = (pod.spec.model.uri, *pod.spec.dataset.uris, pod.spec.output.uri, *general)
     return tuple(dict.fromkeys(uri.split("/")[2] for uri in uris if uri.startswith("pvc://")))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic.alias_generators import to_snake
 
 from finetune_contract import paths
+from finetune_contract.measures import Measure
 from finetune_contract.outcome import EvaluationSummary, Manifest, TrainingSummary, Verdict
 from finetune_operator.cli.storage import StorageError, read
 from finetune_operator.cli.verify import human_bytes
@@ -19,6 +20,7 @@ _VERDICTS = {
     Verdict.WORSE: "worse",
     Verdict.NO_CLEAR_DIFFERENCE: "no clear difference",
 }
+_FIELDS = {Measure.FORGETTING: "general_perplexity"}
 _WIDTH, _INDENT, _LINES = 100, 10, 3
 _ROWS = (
     ("loss", "held-out loss", "{:.4f}"),
@@ -28,12 +30,15 @@ _ROWS = (
     ("json_valid", "valid JSON", "{:.0%}"),
     ("json_schema", "fits the JSON Schema", "{:.0%}"),
     ("rouge", "ROUGE-L", "{:.3f}"),
+    ("general_perplexity", "... on general text", "{:.2f}"),
 )
 
 
 def comparison(evaluation: EvaluationSummary) -> Iterator[str]:
     """Yield the table of base against tuned."""
-    verdicts = {to_snake(found.metric): _VERDICTS[found.verdict] for found in evaluation.comparisons}
+    verdicts = {
+        _FIELDS.get(found.metric, to_snake(found.metric)): _VERDICTS[found.verdict] for found in evaluation.comparisons
+    }
     yield f"{'on the held-out part':<22}{'base':>10}{'tuned':>10}"
     for field, title, form in _ROWS:
         base, tuned = getattr(evaluation.base, field), getattr(evaluation.tuned, field)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from finetune_contract.measures import Gate, Measure
 from finetune_contract.outcome import Comparison, EvaluationSummary, Scores, Verdict
-from finetune_contract.spec import Gate, Measure
 from finetune_trainer.evaluation.bootstrap import ENOUGH, Interval, difference_of_means
 from finetune_trainer.evaluation.digits import significant
+from finetune_trainer.evaluation.forgetting import ratio
 from finetune_trainer.evaluation.gates import check_gate
 from finetune_trainer.evaluation.measured import Measured
 
@@ -38,13 +39,16 @@ def compare(metric: Measure, change: Interval, *, examples: int, no_change: floa
     )
 
 
-_LOWER_IS_BETTER = (Measure.LOSS, Measure.PERPLEXITY)
+_LOWER_IS_BETTER = (Measure.LOSS, Measure.PERPLEXITY, Measure.FORGETTING)
 
 
 def _comparisons(base: Measured, tuned: Measured) -> Iterator[Comparison]:
     """Yield one a measure that both models have; perplexity says the same as loss and has none."""
     if base.losses and tuned.losses:
         yield compare(Measure.LOSS, difference_of_means(base.losses, tuned.losses), examples=len(tuned.losses))
+    if base.general_losses and tuned.general_losses:
+        change = ratio(difference_of_means(base.general_losses, tuned.general_losses))
+        yield compare(Measure.FORGETTING, change, examples=len(tuned.general_losses), no_change=1.0)
     for metric in (measure for measure in Measure if measure in base.answer_scores and measure in tuned.answer_scores):
         before, after = ([(score, 1) for score in each.answer_scores[metric]] for each in (base, tuned))
         yield compare(metric, difference_of_means(before, after), examples=len(after))

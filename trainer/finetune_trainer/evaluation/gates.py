@@ -6,19 +6,27 @@ from collections.abc import Sequence
 
 from pydantic.alias_generators import to_snake
 
+from finetune_contract.measures import Gate, Measure
 from finetune_contract.outcome import GateResult, Scores
-from finetune_contract.spec import Gate
 from finetune_trainer.evaluation.digits import significant
 
 
 def check_gate(gate: Gate, *, base: Scores, tuned: Scores) -> GateResult:
     """Hold a bound against the tuned model's value, or its distance from the base's. What is not measured fails."""
-    field = to_snake(gate.metric)
-    value, before = getattr(tuned, field), getattr(base, field)
-    if gate.relative_to:
-        value = None if value is None or before is None else value - before
+    value = _value(gate, base=base, tuned=tuned)
     passed = value is not None and (gate.min is None or value >= gate.min) and (gate.max is None or value <= gate.max)
     return GateResult(**dict(gate), value=None if value is None else significant(value), passed=passed)
+
+
+def _value(gate: Gate, *, base: Scores, tuned: Scores) -> float | None:
+    field = "general_perplexity" if gate.metric is Measure.FORGETTING else to_snake(gate.metric)
+    value: float | None = getattr(tuned, field)
+    before: float | None = getattr(base, field)
+    if gate.metric is Measure.FORGETTING:
+        return value / before if value is not None and before else None
+    if gate.relative_to:
+        return value - before if value is not None and before is not None else None
+    return value
 
 
 def sentence(failed: Sequence[GateResult], run_uri: str) -> str:

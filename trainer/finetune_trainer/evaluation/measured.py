@@ -15,6 +15,8 @@ class Measured(Model):
     scores: Scores = Scores()
     losses: tuple[ExampleLoss, ...] = ()
     """Of the held-out examples."""
+    general_losses: tuple[ExampleLoss, ...] = ()
+    """Of the paragraphs of general text."""
     answer_scores: dict[str, tuple[float, ...]] = {}
     """By metric, one score an answer."""
     answers: tuple[str, ...] = ()

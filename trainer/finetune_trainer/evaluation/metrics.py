@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.spec import DatasetFormat, Evaluation, MetricName
+from finetune_contract.measures import MetricName
+from finetune_contract.spec import DatasetFormat, Evaluation
 from finetune_trainer.dataset import Question
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.json_answers import is_json, schema_check

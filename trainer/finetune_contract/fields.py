@@ -16,7 +16,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 class SecretRef(Model):
     """A Secret of the job's namespace, read as environment variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-    AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, HF_TOKEN.
+    AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, HF_TOKEN, OPENAI_API_KEY.
     """
 
     name: Name

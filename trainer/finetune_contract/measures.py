@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator
 
-from finetune_contract.fields import Uri
+from finetune_contract.fields import SecretRef, Uri
 from finetune_contract.model import Model
 
 JsonSchema = Annotated[
@@ -55,6 +55,7 @@ class Measure(StrEnum):
     JSON_SCHEMA = "jsonSchema"
     ROUGE = "rouge"
     FORGETTING = "forgetting"
+    JUDGE = "judge"
 
 
 class Forgetting(Model):
@@ -66,11 +67,30 @@ class Forgetting(Model):
     """Text of your own, at most 256 KiB: paragraphs between blank lines, or JSON Lines of {"text"}. Read with the credentials of dataset.uri. Fifty paragraphs that come with the trainer when absent."""
 
 
+class Judge(Model):
+    """A language model that compares the answers of base and tuned model pair by pair, in both orders."""
+
+    endpoint: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^https?://[^@/?#]+(/[^@?#]*)?$")]
+    """Base URL of an OpenAI-compatible server, as https://judge.example.com/v1; /chat/completions is asked below it. A profile must allow it (limits.allowedEndpoints) or have it among its defaults."""
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    """Name of the model at the endpoint."""
+    rubric: Annotated[str, Field(min_length=1, max_length=8192)] | None = None
+    """What makes an answer the better one. When absent: it does what is asked, is correct, and agrees with the held-out answer."""
+    max_examples: Annotated[int, Field(ge=1, le=10000)] = 32
+    """Held-out examples that are judged, of those that evaluation.maxExamples answers: two questions to the judge each."""
+    max_tokens: Annotated[int, Field(ge=1, le=131072)] = 1024
+    """Longest reply of the judge in tokens; a model that thinks first needs more."""
+    timeout_seconds: Annotated[int, Field(ge=1, le=86400)] = 900
+    """Time for all questions together. Whatever happens to the judge, the tuned model is kept: the verdicts that are there count."""
+    secret_ref: SecretRef | None = None
+    """Secret with OPENAI_API_KEY."""
+
+
 class Gate(Model):
     """A bound that the tuned model must keep."""
 
     metric: Measure
-    """What is bounded: loss or perplexity of the held-out part, one of evaluation.metrics, or forgetting: the perplexity on general text, as a ratio of tuned to base."""
+    """What is bounded: loss or perplexity of the held-out part, one of evaluation.metrics, or forgetting: the perplexity on general text, as a ratio of tuned to base; or judge: the share of pairs that the tuned model wins, ties counting half."""
     min: Annotated[float, Field(ge=-1000000, le=1000000)] | None = None
     """Lowest value that passes."""
     max: Annotated[float, Field(ge=-1000000, le=1000000)] | None = None

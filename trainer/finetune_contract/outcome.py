@@ -53,6 +53,8 @@ class Scores(Model):
     """Mean ROUGE-L F1 against the held-out answers."""
     general_perplexity: float | None = None
     """Perplexity on general text."""
+    judge: float | None = None
+    """Share of pairs of answers that evaluation.judge gave to this model, ties counting half."""
 
 
 class Verdict(StrEnum):
@@ -78,6 +80,37 @@ class Comparison(Model):
     """Better or Worse only where the interval leaves out "no change"."""
 
 
+class JudgeVerdict(StrEnum):
+    """What the judge says about one pair of answers, asked in both orders."""
+
+    TUNED = "Tuned"
+    BASE = "Base"
+    TIE = "Tie"
+    CONTRADICTORY = "Contradictory"
+    """The verdict changed with the order: it counts as a tie."""
+    UNCLEAR = "Unclear"
+    """A reply without a verdict: it does not count."""
+
+
+class JudgeCounts(Model):
+    """How often the judge said what."""
+
+    pairs: int
+    """Pairs of answers."""
+    tuned: int
+    """Won by the tuned model."""
+    base: int
+    """Won by the base model."""
+    tie: int
+    """Equally good."""
+    contradictory: int
+    """Decided by the order in which the answers were shown; counted as ties."""
+    unclear: int
+    """Nonsense for a reply; not counted."""
+    unanswered: int
+    """No reply; not counted."""
+
+
 class GateResult(Gate):
     """A gate, and what was found."""
 
@@ -98,6 +131,10 @@ class EvaluationSummary(Model):
     """Where the two differ, measure by measure."""
     gates: tuple[GateResult, ...] = ()
     """evaluation.gates, and what was found."""
+    judge: JudgeCounts | None = None
+    """What evaluation.judge said."""
+    warnings: tuple[str, ...] = ()
+    """What could not be measured, and why."""
 
     @property
     def failed_gates(self) -> tuple[GateResult, ...]:
@@ -229,7 +266,7 @@ class TerminationMessage(Model):
                 bare := bare.model_copy(update={"trained": bare.trained.model_copy(update={"training": training})})
             )
         if bare.trained and bare.trained.evaluation:
-            for fewer in (_without_comparisons, _failed_gates_only):
+            for fewer in (_without_comparisons, _failed_gates_only, _scores_only):
                 trained = bare.trained.model_copy(update={"evaluation": fewer(bare.trained.evaluation)})
                 tails.append(bare := bare.model_copy(update={"trained": trained}))
         return tails + [bare.model_copy(update={"message": _cut(bare.message, size)}) for size in (900, 600, 300, 100)]
@@ -256,6 +293,10 @@ def _without_comparisons(evaluation: EvaluationSummary) -> EvaluationSummary:
 
 def _failed_gates_only(evaluation: EvaluationSummary) -> EvaluationSummary:
     return evaluation.model_copy(update={"comparisons": (), "gates": evaluation.failed_gates})
+
+
+def _scores_only(evaluation: EvaluationSummary) -> EvaluationSummary:
+    return EvaluationSummary(base=evaluation.base, tuned=evaluation.tuned)
 
 
 def _cut(text: str, size: int) -> str:

@@ -27,6 +27,7 @@ class Use(StrEnum):
     MODEL = "MODEL_"
     DATASET = "DATASET_"
     OUTPUT = "OUTPUT_"
+    JUDGE = "JUDGE_"
 
 
 class JobIdentity(Model):

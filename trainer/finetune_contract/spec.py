@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_contract.fields import Fraction, Positive, SecretRef, Uri
-from finetune_contract.measures import Forgetting, Gate, JsonSchema, MetricName, RegexMetric
+from finetune_contract.measures import Forgetting, Gate, JsonSchema, Judge, MetricName, RegexMetric
 from finetune_contract.model import Model
 
 Revision = Annotated[str, Field(min_length=1, max_length=128)] | None
@@ -290,6 +290,8 @@ class Evaluation(Model):
     """Prompts whose answers are kept."""
     forgetting: Forgetting = Forgetting()
     """What tuning costs in general: perplexity on text beside the task, before and after."""
+    judge: Judge | None = None
+    """A language model that compares the answers of base and tuned model."""
     compare_with_base: bool = True
     """Measure the base model as well. false spares its time; nothing then says what tuning has changed."""
     gates: Annotated[tuple[Gate, ...], Field(max_length=8)] = ()

@@ -25,6 +25,7 @@ _SCORES = (
     ("json_schema", "Fits the JSON Schema"),
     ("rouge", "ROUGE-L"),
     ("general_perplexity", "Perplexity on general text"),
+    ("judge", "Preferred by the judge"),
 )
 
 
@@ -166,7 +167,8 @@ def _results(lineage: Lineage) -> str:
     header = f"On {lineage.prepared.dataset.validation_examples} examples that were not trained on.\n\n"
     scores = _table(("", "Base", "Tuned", "Difference [95 % interval]"), score_rows(lineage.summary))
     gates = gate_rows(lineage.summary)
-    return header + scores + ("\n\n" + _table(("Gate", "Bound", "Value", ""), gates) if gates else "")
+    warnings = "".join(f"\n\n{warning}" for warning in lineage.summary.warnings)
+    return header + scores + warnings + ("\n\n" + _table(("Gate", "Bound", "Value", ""), gates) if gates else "")
 
 
 def _lineage(lineage: Lineage) -> str:

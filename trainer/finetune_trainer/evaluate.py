@@ -1,6 +1,6 @@
 """How good a model is on the held-out part, and the base beside the tuned one.
 
-The loss is the mean over all tokens that count, not over batches, measured without packing. Whatever the base model
+The loss is the mean over all tokens that count, not over batches, measured without packing. Whatever a model
 says is kept in storage: a later attempt does not ask it again.
 """
 
@@ -33,17 +33,20 @@ from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.storage import Store
 
 BASE_RESULTS = "evaluation-base.json"
+TUNED_RESULTS = "evaluation-tuned.json"
 _MAX_EXPONENT = 700.0
 """exp() of more is no finite number."""
 
 
-class BaseResults(Model):
-    """evaluation-base.json: what the base model said, and to which questions."""
+class Results(Model):
+    """evaluation-base.json and evaluation-tuned.json: what a model said, and to which questions."""
 
     config_hash: str
     prepared_sha256: str | None = None
     general: str | None = None
     """sha256 of the general text's tokens."""
+    weights: str = ""
+    """Of the tuned model."""
     measured: Measured
 
 
@@ -87,7 +90,7 @@ def measure(model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, confi
     settings = config.spec.evaluation
     losses = example_losses(model, data.validation, prepared=prepared)
     general = example_losses(model, _within_limit(data.general, model), prepared=prepared)
-    asked = data.questions[: settings.max_examples] if settings.metrics else []
+    asked = data.questions[: settings.max_examples] if settings.metrics or settings.judge else []
     samples = [sample_prompt(text, data=data, tokenizer=tokenizer) for text in settings.samples.prompts]
     with computing(prepared.resolved.precision):
         given = answers(
@@ -118,17 +121,27 @@ def measure_base(
 ) -> Measured:
     """Return what the untrained model says: from storage where an earlier attempt has asked it already."""
     uri = paths.join(config.run_uri, BASE_RESULTS)
-    if (known := _known_base(uri, data, config=config, store=store)) is not None:
+    if (known := _known(uri, data, config=config, store=store)) is not None:
         return known
     log.info("evaluating the base model on %d held-out examples", len(data.validation))
     measured = measure(model, tokenizer, data=data, prepared=prepared, config=config)
-    results = BaseResults(
-        config_hash=config.config_hash,
-        prepared_sha256=config.prepared_sha256,
-        general=_digest(data.general),
-        measured=measured,
-    )
-    store.write(uri, results.to_json().encode())
+    _keep(uri, measured, data, config=config, store=store)
+    return measured
+
+
+def measure_tuned(
+    model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, config: RunConfig, store: Store, weights: str
+) -> Measured:
+    """Return what the tuned model says: from storage where an attempt that had the same weights has asked it already.
+
+    `weights` names them: equal text, equal weights.
+    """
+    uri = paths.join(config.run_uri, TUNED_RESULTS)
+    if (known := _known(uri, data, config=config, store=store, weights=weights)) is not None:
+        return known
+    log.info("evaluating the tuned model on %d held-out examples", len(data.validation))
+    measured = measure(model, tokenizer, data=data, prepared=prepared, config=config)
+    _keep(uri, measured, data, config=config, store=store, weights=weights)
     return measured
 
 
@@ -138,13 +151,24 @@ def sample_prompt(text: str, *, data: Data, tokenizer: Any) -> str | list[dict[s
     return [{"role": "user", "content": text}] if chats and tokenizer.chat_template else text
 
 
-def _known_base(uri: str, data: Data, *, config: RunConfig, store: Store) -> Measured | None:
+def _keep(uri: str, measured: Measured, data: Data, *, config: RunConfig, store: Store, weights: str = "") -> None:
+    results = Results(
+        config_hash=config.config_hash,
+        prepared_sha256=config.prepared_sha256,
+        general=_digest(data.general),
+        weights=weights,
+        measured=measured,
+    )
+    store.write(uri, results.to_json().encode())
+
+
+def _known(uri: str, data: Data, *, config: RunConfig, store: Store, weights: str = "") -> Measured | None:
     try:
-        results = BaseResults.model_validate_json(store.read(uri))
+        results = Results.model_validate_json(store.read(uri))
     except (NotFoundError, ValidationError):
         return None
-    found = (results.config_hash, results.prepared_sha256, results.general)
-    same = found == (config.config_hash, config.prepared_sha256, _digest(data.general))
+    found = (results.config_hash, results.prepared_sha256, results.general, results.weights)
+    same = found == (config.config_hash, config.prepared_sha256, _digest(data.general), weights)
     return results.measured if same else None
 
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.outcome import EvaluationSummary, Manifest, OutputFile, TrainResult, artifact
+from finetune_contract.outcome import EvaluationSummary, JudgeVerdict, Manifest, OutputFile, TrainResult, artifact
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
 from finetune_contract.samples import Sample, to_lines
@@ -57,6 +58,8 @@ class Lineage:
     questions: tuple[Question, ...]
     samples: tuple[Sample, ...] = ()
     """Answers while the model was trained."""
+    verdicts: tuple[JudgeVerdict | None, ...] = ()
+    """The judge's, on the first questions."""
 
     @property
     def merged_from(self) -> str | None:
@@ -112,10 +115,14 @@ def evaluation_file(lineage: Lineage) -> EvaluationFile:
         tuned=tuned.scores,
         comparisons=lineage.summary.comparisons,
         gates=lineage.summary.gates,
+        judge=lineage.summary.judge,
+        warnings=lineage.summary.warnings,
         training=lineage.training,
         examples=tuple(
-            Exchange(prompt=question.prompt, expected=question.answer, base=before, tuned=after)
-            for question, before, after in _side_by_side(lineage.questions, base.answers, tuned.answers)
+            Exchange(prompt=question.prompt, expected=question.answer, base=before, tuned=after, verdict=verdict)
+            for (question, before, after), verdict in zip_longest(
+                _side_by_side(lineage.questions, base.answers, tuned.answers), lineage.verdicts
+            )
         ),
         samples=tuple(
             Exchange(prompt=prompt, base=before, tuned=after)

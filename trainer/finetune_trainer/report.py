@@ -67,6 +67,7 @@ def report_page(lineage: Lineage, evaluation: EvaluationFile) -> str:
         job=lineage.config.job,
         scores=score_rows(lineage.summary),
         gates=gate_rows(lineage.summary),
+        measure_warnings=lineage.summary.warnings,
         lineage=lineage_rows(lineage),
         training=training_rows(lineage),
         training_warnings=lineage.training.warnings,

@@ -15,6 +15,8 @@ from finetune_contract.model import Model
 from finetune_contract.outcome import (
     Comparison,
     GateResult,
+    JudgeCounts,
+    JudgeVerdict,
     Manifest,
     OutputFile,
     Scores,
@@ -35,6 +37,8 @@ class Exchange(Model):
     base: str | None = None
     """Absent with compareWithBase: false."""
     tuned: str
+    verdict: JudgeVerdict | None = None
+    """The judge's."""
 
 
 class EvaluationFile(Model):
@@ -44,6 +48,8 @@ class EvaluationFile(Model):
     tuned: Scores
     comparisons: tuple[Comparison, ...] = ()
     gates: tuple[GateResult, ...] = ()
+    judge: JudgeCounts | None = None
+    warnings: tuple[str, ...] = ()
     training: Training
     examples: tuple[Exchange, ...] = ()
     """Held-out questions, if a metric asked for answers."""

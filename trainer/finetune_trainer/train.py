@@ -28,9 +28,10 @@ from finetune_trainer.dataset import Data, fetch_data, read_prepared
 from finetune_trainer.dryrun import Plan, fit, largest_divisor, plans
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluate import measure, measure_base
+from finetune_trainer.evaluate import measure_base, measure_tuned
 from finetune_trainer.evaluation.compare import summarise
 from finetune_trainer.evaluation.forgetting import general_rows
+from finetune_trainer.evaluation.judge import Judged, Pair, judge_pairs
 from finetune_trainer.evaluation.measured import Measured
 from finetune_trainer.export import Lineage, export
 from finetune_trainer.fetch import FetchedModel, fetch_model
@@ -103,6 +104,7 @@ def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
     tuned = _evaluate(run, loop, training)
     weights = run.folder / "tuned"
     save_result(loop.model, weights)
+    judged = _judge(run, base, tuned)
     lineage = Lineage(
         config=run.config,
         prepared=run.prepared,
@@ -110,9 +112,10 @@ def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
         training=training,
         base=base,
         tuned=tuned,
-        summary=_compare(run, base, tuned),
+        summary=_compare(run, base, tuned, judged=judged),
         questions=tuple(run.data.questions),
         samples=samples,
+        verdicts=judged.verdicts if judged else (),
     )
     return weights, lineage
 
@@ -235,8 +238,17 @@ def _training(loop: Loop, *, resumed_from: int | None) -> Training:
 
 
 def _evaluate(run: _Run, loop: Loop, training: Training) -> Measured:
-    log.info("evaluating the tuned model on %d held-out examples", len(run.data.validation))
-    tuned = measure(loop.model, run.tokenizer, data=run.data, prepared=run.prepared, config=run.config)
+    # A resume may find other best weights, but none with the same loss to the last digit at the same step.
+    weights = f"step {training.best_step} of {training.steps}, held-out loss {training.best_loss!r}"
+    tuned = measure_tuned(
+        loop.model,
+        run.tokenizer,
+        data=run.data,
+        prepared=run.prepared,
+        config=run.config,
+        store=run.store,
+        weights=weights,
+    )
     loss, expected = tuned.scores.loss, training.best_loss
     if isinstance(loop, PreferenceLoop):  # its loss is not that of the answers
         loss = loop.measure(safe_point=PREEMPTION.check)["eval_loss"]
@@ -248,8 +260,16 @@ def _evaluate(run: _Run, loop: Loop, training: Training) -> Measured:
     return tuned
 
 
-def _compare(run: _Run, base: Measured, tuned: Measured) -> EvaluationSummary:
-    summary = summarise(base, tuned, gates=run.config.spec.evaluation.gates)
+def _judge(run: _Run, base: Measured, tuned: Measured) -> Judged | None:
+    judge = run.config.spec.evaluation.judge
+    if judge is None or not tuned.answers:
+        return None
+    pairs = [Pair(*each) for each in zip(run.data.questions, base.answers, tuned.answers, strict=False)]
+    return judge_pairs(pairs[: judge.max_examples], config=run.config, store=run.store)
+
+
+def _compare(run: _Run, base: Measured, tuned: Measured, *, judged: Judged | None) -> EvaluationSummary:
+    summary = summarise(base, tuned, gates=run.config.spec.evaluation.gates, judged=judged)
     for found in summary.comparisons:
         log.info("%s: %+g [%+g, %+g]: %s", found.metric, found.change, found.low, found.high, found.verdict)
     return summary

@@ -26,6 +26,12 @@ def evaluation_rules() -> Iterator[Rule]:
         "compareWithBase is false: forgetting cannot be measured without the base; remove forgetting.uri",
         lambda evaluation: _compares(evaluation) or "uri" not in evaluation.get("forgetting", {}),
     )
+    yield Rule(
+        _AT,
+        f"{_COMPARES} || !has(self.judge)",
+        "compareWithBase is false: the judge compares with the base; remove judge",
+        lambda evaluation: _compares(evaluation) or "judge" not in evaluation,
+    )
 
 
 def _metric_rules() -> Iterator[Rule]:
@@ -73,8 +79,10 @@ def _gate_rules() -> Iterator[Rule]:
     yield Rule(
         _AT,
         f"!has(self.gates) || self.gates.all(gate, gate.metric in {_ALWAYS} || "
-        f"(has(self.metrics) && gate.metric in self.metrics) || (gate.metric == 'forgetting' && {_FORGETTING}))",
-        "a gate bounds something that is not measured: add it to metrics, or switch forgetting and compareWithBase on",
+        f"(has(self.metrics) && gate.metric in self.metrics) || (gate.metric == 'forgetting' && {_FORGETTING}) || "
+        "(gate.metric == 'judge' && has(self.judge)))",
+        "a gate bounds something that is not measured: add it to metrics, set judge, or switch forgetting and "
+        "compareWithBase on",
         lambda evaluation: all(_is_measured(evaluation, gate.get("metric")) for gate in evaluation.get("gates", ())),
     )
 
@@ -99,6 +107,8 @@ def _is_listed(metric: str, evaluation: dict[str, Any]) -> bool:
 def _is_measured(evaluation: dict[str, Any], metric: Any) -> bool:
     if metric == Measure.FORGETTING:
         return bool(_compares(evaluation) and evaluation.get("forgetting", {}).get("enabled", True))
+    if metric == Measure.JUDGE:
+        return "judge" in evaluation
     # The types report a metric that there is not.
     return metric in (*_ALWAYS, *evaluation.get("metrics", ())) or metric not in set(Measure)
 

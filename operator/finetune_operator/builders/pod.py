@@ -126,6 +126,9 @@ def _secrets(pod: PodRequest) -> list[Manifest]:
         (Use.OUTPUT, spec.output.secret_ref),
     )
     names = [(use, ref.name if ref else default) for use, ref in uses]
+    judge = spec.evaluation.judge
+    if judge and judge.secret_ref:  # a store's credentials are none for a judge
+        names.append((Use.JUDGE, judge.secret_ref.name))
     return [{"prefix": use.value, "secretRef": {"name": name}} for use, name in names if name]
 
 

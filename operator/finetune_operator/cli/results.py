@@ -31,6 +31,7 @@ _ROWS = (
     ("json_schema", "fits the JSON Schema", "{:.0%}"),
     ("rouge", "ROUGE-L", "{:.3f}"),
     ("general_perplexity", "... on general text", "{:.2f}"),
+    ("judge", "preferred by the judge", "{:.0%}"),
 )
 
 
@@ -45,6 +46,8 @@ def comparison(evaluation: EvaluationSummary) -> Iterator[str]:
         if tuned is not None:
             verdict = f"  {verdicts[field]}" if field in verdicts else ""
             yield f"{title:<22}{form.format(base) if base is not None else '-':>10}{form.format(tuned):>10}{verdict}"
+    for warning in evaluation.warnings:
+        yield f"warning: {warning}"
 
 
 def remarks(training: TrainingSummary | None) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import fmean
 
 from finetune_contract.measures import Gate, Measure
 from finetune_contract.outcome import Comparison, EvaluationSummary, Scores, Verdict
@@ -10,18 +11,33 @@ from finetune_trainer.evaluation.bootstrap import ENOUGH, Interval, difference_o
 from finetune_trainer.evaluation.digits import significant
 from finetune_trainer.evaluation.forgetting import ratio
 from finetune_trainer.evaluation.gates import check_gate
+from finetune_trainer.evaluation.judge import Judged
 from finetune_trainer.evaluation.measured import Measured
 
 _DIGITS = 4
 
 
-def summarise(base: Measured, tuned: Measured, *, gates: tuple[Gate, ...] = ()) -> EvaluationSummary:
+def summarise(
+    base: Measured, tuned: Measured, *, gates: tuple[Gate, ...] = (), judged: Judged | None = None
+) -> EvaluationSummary:
     """Return scores, differences and gates of two models that were measured on the same examples."""
+    before, after = base.scores, tuned.scores
+    found = list(_comparisons(base, tuned))
+    if judged and judged.scores:
+        won = judged.scores
+        before, after = (
+            before.model_copy(update={"judge": 1 - fmean(won)}),
+            after.model_copy(update={"judge": fmean(won)}),
+        )
+        pairs = difference_of_means([(1 - score, 1) for score in won], [(score, 1) for score in won])
+        found.append(compare(Measure.JUDGE, pairs, examples=len(won)))
     return EvaluationSummary(
-        base=_rounded(base.scores),
-        tuned=_rounded(tuned.scores),
-        comparisons=tuple(_comparisons(base, tuned)),
-        gates=tuple(check_gate(gate, base=base.scores, tuned=tuned.scores) for gate in gates),
+        base=_rounded(before),
+        tuned=_rounded(after),
+        comparisons=tuple(found),
+        gates=tuple(check_gate(gate, base=before, tuned=after) for gate in gates),
+        judge=judged.counts if judged else None,
+        warnings=(judged.warning,) if judged and judged.warning else (),
     )
 
 

@@ -37,10 +37,11 @@ def scorers(settings: Evaluation) -> dict[MetricName, Scorer]:
 
 def check_metrics(settings: Evaluation, shape: DatasetFormat) -> None:
     """Raise CONFIG_INVALID if answers are asked for where the data have no questions."""
-    if settings.metrics and shape is DatasetFormat.TEXT:
+    asked = "metrics" if settings.metrics else "judge" if settings.judge else None
+    if asked and shape is DatasetFormat.TEXT:
         raise TrainerError(
             ExitCode.CONFIG_INVALID,
-            "evaluation.metrics: the data are plain text, which has no questions to answer: remove metrics, or give "
+            f"evaluation.{asked}: the data are plain text, which has no questions to answer: remove {asked}, or give "
             "the data prompts and answers (promptCompletion).",
         )
 

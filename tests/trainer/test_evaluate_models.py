@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_trainer.dataset import Data, Question, batches_by_length
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluate import BASE_RESULTS, sample_prompt
+from finetune_trainer.evaluate import BASE_RESULTS, TUNED_RESULTS, sample_prompt
 from finetune_trainer.generate import answers
 from finetune_trainer.model import load_base
 from finetune_trainer.preemption import PREEMPTION
@@ -181,6 +182,23 @@ def test_the_base_model_is_asked_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def _stopped(*_: object) -> None:
     raise TrainerError(ExitCode.PREEMPTED, "stopped")
+
+
+def test_the_tuned_model_is_asked_once_while_its_weights_are_the_same(tmp_path: Path) -> None:
+    """The pod died in the export: the next attempt has the same best weights, and takes what they said."""
+    case = make_case(tmp_path, spec=ASKED, total_steps=2)
+    train(case)
+    (case.run / paths.MANIFEST).unlink()
+    kept = json.loads((case.run / TUNED_RESULTS).read_text())
+    kept["measured"]["samples"] = ["from the first attempt"]
+    (case.run / TUNED_RESULTS).write_text(json.dumps(kept))
+
+    assert train(case.attempt(2)).evaluation["samples"][0]["tuned"] == "from the first attempt"
+
+    (case.run / TUNED_RESULTS).write_text(json.dumps({**kept, "weights": "step 1 of 2, held-out loss 9.9"}))
+    (case.run / paths.MANIFEST).unlink()
+
+    assert train(case.attempt(3)).evaluation["samples"][0]["tuned"] != "from the first attempt"
 
 
 @pytest.mark.parametrize("change", [{"configHash": "other"}, {"preparedSha256": "other"}])

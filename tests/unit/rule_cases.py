@@ -85,6 +85,7 @@ JSON_SCHEMA: dict[str, Any] = {
     "properties": {"team": {"enum": ["billing", "returns"]}, "tags": {"type": "array", "items": {"$ref": "#/$defs/t"}}},
     "$defs": {"t": {"type": "string", "x-note": 1.5}},
 }
+JUDGE = {"endpoint": "https://judge.example.com/v1", "model": "judge-1"}
 _EVALUATION = "spec.evaluation"
 _CREDENTIALS = "must not carry credentials or a query"
 _HP = "spec.hyperparameters"
@@ -153,6 +154,13 @@ GOOD: tuple[Case, ...] = (
     ),
     _good("own-general-text", spec__evaluation={"forgetting": {"uri": "s3://data/general.txt"}}),
     _good("no-general-text", spec__evaluation={"forgetting": {"enabled": False}}),
+    _good(
+        "judge",
+        spec__evaluation={
+            "judge": {**JUDGE, "rubric": "Short is good.", "secretRef": {"name": "llm"}, "timeoutSeconds": 60},
+            "gates": [{"metric": "judge", "min": 0.5}],
+        },
+    ),
     _good("toleration", spec__scheduling={"tolerations": [{"key": "gpu", "operator": "Exists"}]}),
     Case("profile", profile({"limits": {"maxGpus": 1}, "storage": {"endpoint": "https://s3.example.com"}})),
     Case("profile-empty", profile({})),
@@ -228,6 +236,19 @@ BAD_TYPES: tuple[Case, ...] = (
     ),
     _bad(
         "gate-metric", "spec.evaluation.gates", [{"metric": "bleu", "min": 1}], "must be loss, perplexity, exactMatch"
+    ),
+    *(
+        Case(
+            f"judge-{name}",
+            job({"spec.evaluation": {"judge": {**JUDGE, "endpoint": endpoint}}}),
+            "spec.evaluation.judge.endpoint",
+            "must be a URL",
+        )
+        for name, endpoint in (
+            ("scheme", "ftp://judge.example.com"),
+            ("credentials", "https://key@judge.example.com"),
+            ("query", "https://judge.example.com/v1?key=1"),
+        )
     ),
     Case(
         "pattern-empty",
@@ -336,6 +357,13 @@ BAD_RULES: tuple[Case, ...] = (
         _EVALUATION,
         {_EVALUATION: {"compareWithBase": False, "forgetting": {"uri": "s3://data/general.txt"}}},
         "remove forgetting.uri",
+    ),
+    _rule("gate-without-judge", _EVALUATION, {f"{_EVALUATION}.gates": [{"metric": "judge", "min": 1}]}, "set judge"),
+    _rule(
+        "judge-without-base",
+        _EVALUATION,
+        {_EVALUATION: {"compareWithBase": False, "judge": JUDGE}},
+        "compareWithBase is false: the judge compares with the base",
     ),
     _rule(
         "forgetting-hub",

@@ -18,6 +18,7 @@ from finetune_trainer.evaluate import BASE_RESULTS, TUNED_RESULTS, sample_prompt
 from finetune_trainer.generate import answers
 from finetune_trainer.model import load_base
 from finetune_trainer.preemption import PREEMPTION
+from tests.support.models import smollm2
 from tests.support.prepared import tiny_model
 from tests.support.training import THIRD_PARTY, forget_preemption, make_case, train
 
@@ -59,6 +60,18 @@ def test_an_answer_does_not_depend_on_its_batch(model: Any, tokenizer: Any) -> N
     together = ask(model, tokenizer, prompts)
 
     assert together == [ask(model, tokenizer, [prompt])[0] for prompt in prompts]
+
+
+def test_an_answer_of_a_real_model_does_not_depend_on_its_batch() -> None:
+    """In float32: in bfloat16 the size of a batch changes roundings, and with them words that are equally likely."""
+    torch.set_num_threads(1)  # shared cores: two threads mostly wait for each other
+    model, tokenizer = load_base(smollm2(), dtype=torch.float32), AutoTokenizer.from_pretrained(smollm2())
+    texts = ("Count to five.", "Write a haiku about leaves that fall on a quiet pond at dusk.", "What is gravity?")
+    prompts = [[{"role": "user", "content": text}] for text in texts]
+
+    together = ask(model, tokenizer, prompts, max_new_tokens=12)
+
+    assert together == [ask(model, tokenizer, [prompt], max_new_tokens=12)[0] for prompt in prompts]
 
 
 FAMILIES: dict[str, dict[str, Any]] = {

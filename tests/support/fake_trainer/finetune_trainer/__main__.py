@@ -2,7 +2,8 @@
 
 `s3://fake/<stage>=<act>,...` where an act is `ok` (the default), `exit-<code>`, `run` (train until SIGTERM, then exit
 with the code for preemption), `hang` (ignore SIGTERM), `post` (report progress, then run), `silent` (exit 0 and say
-nothing), `gate` (write the outputs, and fail for a gate), `nap` (take four seconds), `once-<code>` (fail so in the first attempt only).
+nothing), `gate` (write the outputs, and fail for a gate), `nap` (take four seconds), `once-<code>` (fail so in the
+first attempt only).
 """
 
 from __future__ import annotations

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from finetune_contract import paths
+from finetune_contract.evaluation import JudgeVerdict, Scores
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.measures import Gate
-from finetune_contract.outcome import MAX_MESSAGE_BYTES, Manifest, Scores, TerminationMessage
+from finetune_contract.outcome import MAX_MESSAGE_BYTES, Manifest, TerminationMessage
 from finetune_trainer.evaluation.bootstrap import difference_of_means
 from finetune_trainer.evaluation.compare import summarise
 from finetune_trainer.evaluation.gates import check_gate
+from finetune_trainer.evaluation.judge import Judged
 from finetune_trainer.evaluation.measured import Measured
 from finetune_trainer.stage import run_stage
 from tests.support.prepared import Case
@@ -182,9 +184,11 @@ def test_without_the_base_only_the_tuned_model_is_measured(tmp_path: Path) -> No
 def test_the_fullest_evaluation_fits_a_termination_message() -> None:
     scores = dict.fromkeys(("exactMatch", "regex", "jsonValid", "jsonSchema", "rouge"), tuple(n / 7 for n in range(8)))
     values = Scores(**dict.fromkeys(Scores.model_fields, 0.123456))
-    models = [Measured(scores=values, losses=((1.234, 7),) * 9, answer_scores=scores) for _ in range(2)]
+    losses = ((1.234, 7),) * 9
+    models = [Measured(scores=values, losses=losses, general_losses=losses, answer_scores=scores) for _ in range(2)]
+    judged = Judged(verdicts=(*JudgeVerdict, None) * 2, warning="w" * 300)
     gate = Gate.model_validate({"metric": "jsonSchema", "min": 0.123456, "max": 0.987654, "relativeTo": "base"})
-    evaluation = summarise(*models, gates=(gate,) * 8)
+    evaluation = summarise(*models, gates=(gate,) * 8, judged=judged)
     artifact = {"path": "merged", "sha256": "a" * 64, "bytes": 10**11}
     message = TerminationMessage.model_validate(
         {
@@ -196,7 +200,7 @@ def test_the_fullest_evaluation_fits_a_termination_message() -> None:
             "trained": {
                 "step": 1000,
                 "loss": 1.23456,
-                "artifacts": dict.fromkeys(("adapter", "merged", "gguf"), artifact),
+                "artifacts": dict.fromkeys(("adapter", "merged", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m"), artifact),
                 "evaluation": evaluation.to_wire(),
             },
         }
@@ -208,4 +212,4 @@ def test_the_fullest_evaluation_fits_a_termination_message() -> None:
     assert decoded is not None
     assert decoded.trained is not None
     assert decoded.trained.evaluation is not None
-    assert decoded.trained.evaluation.tuned == values
+    assert decoded.trained.evaluation.tuned.model_copy(update={"judge": 0.123456}) == values

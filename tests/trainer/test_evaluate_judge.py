@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from finetune_contract import paths
-from finetune_contract.outcome import JudgeVerdict, Manifest, TerminationMessage
+from finetune_contract.evaluation import JudgeVerdict
+from finetune_contract.outcome import Manifest, TerminationMessage
 from finetune_contract.run_config import RunConfig, Use
 from finetune_trainer.dataset import Question
 from finetune_trainer.errors import TrainerError

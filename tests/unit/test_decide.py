@@ -7,9 +7,10 @@ from datetime import timedelta
 
 import pytest
 
+from finetune_contract.evaluation import EvaluationSummary, GateResult, Scores
 from finetune_contract.exit_codes import FAILURES, ExitCode, FailureClass
 from finetune_contract.measures import Measure
-from finetune_contract.outcome import EvaluationSummary, GateResult, Scores, TerminationMessage
+from finetune_contract.outcome import TerminationMessage
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.policy.plan import ChildRequest
 from tests.support.builders import (

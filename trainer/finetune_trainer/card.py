@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from pydantic.alias_generators import to_snake
 
+from finetune_contract.evaluation import Comparison, EvaluationSummary, Verdict
 from finetune_contract.measures import Measure
-from finetune_contract.outcome import Comparison, EvaluationSummary, Verdict
 from finetune_contract.spec import Lora, Method, Optimizer
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_snake
 
 from finetune_contract import paths
+from finetune_contract.evaluation import Scores
 from finetune_contract.model import Model
-from finetune_contract.outcome import Scores
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
 from finetune_trainer.dataset import IGNORED, Data, Row, batches_by_length

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from finetune_contract import paths
+from finetune_contract.evaluation import EvaluationSummary, JudgeVerdict
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.outcome import EvaluationSummary, JudgeVerdict, Manifest, OutputFile, TrainResult, artifact
+from finetune_contract.outcome import Manifest, OutputFile, TrainResult, artifact
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
 from finetune_contract.samples import Sample, to_lines

@@ -10,19 +10,10 @@ from hashlib import sha256
 from pydantic import ValidationError
 
 from finetune_contract import paths
+from finetune_contract.evaluation import Comparison, GateResult, JudgeCounts, JudgeVerdict, Scores
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.model import Model
-from finetune_contract.outcome import (
-    Comparison,
-    GateResult,
-    JudgeCounts,
-    JudgeVerdict,
-    Manifest,
-    OutputFile,
-    Scores,
-    TrainingSummary,
-    TrainResult,
-)
+from finetune_contract.outcome import Manifest, OutputFile, TrainingSummary, TrainResult
 from finetune_contract.run_config import RunConfig
 from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.storage import Store

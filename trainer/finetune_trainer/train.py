@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from finetune_contract.evaluation import EvaluationSummary
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.outcome import EvaluationSummary, TrainResult
+from finetune_contract.outcome import TrainResult
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.samples import Sample

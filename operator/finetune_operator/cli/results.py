@@ -10,8 +10,9 @@ from typing import Any
 from pydantic.alias_generators import to_snake
 
 from finetune_contract import paths
+from finetune_contract.evaluation import EvaluationSummary, Verdict
 from finetune_contract.measures import Measure
-from finetune_contract.outcome import EvaluationSummary, Manifest, TrainingSummary, Verdict
+from finetune_contract.outcome import Manifest, TrainingSummary
 from finetune_operator.cli.storage import StorageError, read
 from finetune_operator.cli.verify import human_bytes
 

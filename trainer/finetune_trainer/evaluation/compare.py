@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import fmean
 
+from finetune_contract.evaluation import Comparison, EvaluationSummary, Scores, Verdict
 from finetune_contract.measures import Gate, Measure
-from finetune_contract.outcome import Comparison, EvaluationSummary, Scores, Verdict
 from finetune_trainer.evaluation.bootstrap import ENOUGH, Interval, difference_of_means
 from finetune_trainer.evaluation.digits import significant
 from finetune_trainer.evaluation.forgetting import ratio

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from pydantic.alias_generators import to_snake
 
+from finetune_contract.evaluation import GateResult, Scores
 from finetune_contract.measures import Gate, Measure
-from finetune_contract.outcome import GateResult, Scores
 from finetune_trainer.evaluation.digits import significant
 
 

@@ -23,15 +23,15 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from finetune_contract import paths
+from finetune_contract.evaluation import JudgeCounts, JudgeVerdict
 from finetune_contract.measures import Judge
 from finetune_contract.model import Model
-from finetune_contract.outcome import JudgeCounts, JudgeVerdict
 from finetune_contract.run_config import RunConfig, Use
 from finetune_trainer.dataset import Question
 from finetune_trainer.errors import NotFoundError
 from finetune_trainer.evaluation.chat_client import ChatClient, Messages, Patience
 from finetune_trainer.evaluation.judge_prompt import Reply, messages, read
-from finetune_trainer.logs import log
+from finetune_trainer.logs import Pace, log
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.storage import Store
 
@@ -112,12 +112,15 @@ class _Court:
     def verdicts(self, pairs: Sequence[Pair]) -> list[JudgeVerdict | None]:
         """Return a verdict a pair, as far as they come before the deadline."""
         found: list[JudgeVerdict | None] = [None] * len(pairs)
+        pace = Pace()
         for index, verdict in _in_parallel([partial(self._decide, pair) for pair in pairs], self._patience):
             if isinstance(verdict, Exception):
                 self._failed(verdict)
             else:
                 self._failures = 0
                 found[index] = verdict
+                if pace.is_due:
+                    log.info("judged %d of %d pairs", len(pairs) - found.count(None), len(pairs))
         return found
 
     def _decide(self, pair: Pair) -> JudgeVerdict:

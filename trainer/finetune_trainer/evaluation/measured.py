@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from finetune_contract.evaluation import Scores
 from finetune_contract.model import Model
-from finetune_contract.outcome import Scores
 
 ExampleLoss = tuple[float, int]
 """Summed loss of an example's counted tokens, and how many there are."""

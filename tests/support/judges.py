@@ -55,6 +55,10 @@ def serving(judge: FakeJudge) -> Iterator[FakeJudge]:
             if not judge.behave(number, self):
                 answer(self, 200, {"choices": [{"message": {"content": judge.reply(body["messages"][-1]["content"])}}]})
 
+        def do_GET(self) -> None:
+            judge.keys.add(self.headers["Authorization"])
+            answer(self, 405, b"")
+
         def log_message(self, *_: Any) -> None:
             """Say nothing."""
 

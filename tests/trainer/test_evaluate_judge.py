@@ -19,7 +19,7 @@ from finetune_contract.outcome import Manifest, TerminationMessage
 from finetune_contract.run_config import RunConfig, Use
 from finetune_trainer.dataset import Question
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.chat_client import Patience
+from finetune_trainer.evaluation.chat_client import ChatClient, ChatError, Patience
 from finetune_trainer.evaluation.judge import FOLDER, Judged, Pair, judge_pairs
 from finetune_trainer.evaluation.judge_prompt import read
 from finetune_trainer.preemption import PREEMPTION
@@ -193,17 +193,18 @@ def test_the_key_is_sent_and_nowhere_else(
     assert KEY not in judged.warning + caplog.text
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed_with_the_key(
-    fake: FakeJudge, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    fake: FakeJudge, config: RunConfig, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     monkeypatch.setenv("JUDGE_OPENAI_API_KEY", KEY)
     with serving(FakeJudge()) as other:
-        fake.behave = lambda _, handler: answer(handler, 307, b"", Location=f"{other.endpoint}/chat/completions")
+        fake.behave = lambda _, handler: answer(handler, status, b"", Location=f"{other.endpoint}/chat/completions")
 
         judged = ask(pairs(1), config)
 
-    assert other.requests == []
-    assert "it redirects (307)" in str(judged.warning)
+    assert other.keys == set()
+    assert f"it redirects ({status})" in str(judged.warning)
 
 
 # Servers as they are.
@@ -230,8 +231,8 @@ def test_a_server_that_asks_for_time_gets_it(fake: FakeJudge, config: RunConfig)
 
 
 def test_a_model_that_takes_no_temperature_is_asked_without(fake: FakeJudge, config: RunConfig) -> None:
-    fake.behave = lambda _, handler: (
-        "temperature" in fake.requests[-1]
+    fake.behave = lambda number, handler: (
+        "temperature" in fake.requests[number]
         and answer(handler, 400, {"error": {"message": "Unsupported value: 'temperature' does not support 0"}})
     )
 
@@ -266,6 +267,16 @@ def test_a_server_that_is_not_there_is_given_up(tmp_path: Path) -> None:
     assert "no answer: " in str(judged.warning)
 
 
+def test_a_server_that_never_recovers_is_given_up(fake: FakeJudge, config: RunConfig) -> None:
+    fake.behave = lambda _, handler: answer(handler, 503, b"overloaded")
+
+    judged = ask(pairs(50), config)
+
+    assert judged.counts.unanswered == 50
+    assert "it answered 503 overloaded" in str(judged.warning)
+    assert len(fake.requests) < 50  # each pair alone is five
+
+
 def test_what_is_no_reply_is_nonsense_and_asked_once(fake: FakeJudge, config: RunConfig) -> None:
     bodies = [b"<html>Welcome!</html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}']
     fake.behave = lambda number, handler: answer(handler, 200, bodies[number % 4])
@@ -294,6 +305,15 @@ def hangs(_: int, handler: Any) -> bool:
     """Takes the request and says nothing."""
     handler.rfile.read(1)
     return True
+
+
+@pytest.mark.parametrize("behave", [drips, hangs])
+def test_a_question_ends_at_the_deadline(fake: FakeJudge, behave: Callable[[int, Any], bool]) -> None:
+    fake.behave = behave
+    client = ChatClient(fake.endpoint, "m", key=None, max_tokens=1, patience=hurried(seconds=0.5))
+
+    with pytest.raises(ChatError, match="no "):
+        client.ask([{"role": "user", "content": "?"}])
 
 
 @pytest.mark.parametrize("behave", [drips, hangs])

@@ -90,13 +90,14 @@ class ChatClient:
         raise ChatError(why)
 
     def _once(self, messages: Messages) -> str:
+        bare = self._bare  # another thread may set it meanwhile
         try:
-            with self._post(self._body(messages)) as response:
+            with self._post(self._body(messages, bare=bare)) as response:
                 return _text(self._read(response))
         except urllib.error.HTTPError as error:
             with error:
                 said = self._redacted(_beginning(error))
-            if error.code == HTTPStatus.BAD_REQUEST and not self._bare and any(name in said for name in _NAMES):
+            if error.code == HTTPStatus.BAD_REQUEST and not bare and any(name in said for name in _NAMES):
                 self._bare = True  # some models take neither a temperature nor a limit by this name
                 return self._once(messages)
             raise _sorted(error, said) from None
@@ -105,8 +106,8 @@ class ChatClient:
                 f"no answer: {getattr(error, 'reason', None) or error or type(error).__name__}"
             ) from None
 
-    def _body(self, messages: Messages) -> bytes:
-        settings = {} if self._bare else {"temperature": 0, "max_completion_tokens": self._max_tokens}
+    def _body(self, messages: Messages, *, bare: bool) -> bytes:
+        settings = {} if bare else {"temperature": 0, "max_completion_tokens": self._max_tokens}
         return json.dumps({"model": self._model, "messages": messages, **settings}).encode()
 
     def _post(self, body: bytes) -> IO[bytes]:

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.measures import Forgetting, Measure
+from finetune_trainer import evaluate
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.compare import summarise
 from finetune_trainer.evaluation.forgetting import MAX_BYTES, MAX_TOKENS, general_rows, paragraphs
@@ -141,6 +142,21 @@ def test_text_that_changed_between_two_attempts_is_measured_again(tmp_path: Path
 
     kept = json.loads((case.run / "evaluation-base.json").read_text())["measured"]["generalLosses"]
     assert len(kept) == 3
+
+
+def test_a_loss_that_is_no_number_does_not_lose_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = evaluate.example_losses
+
+    def broken(model: Any, rows: Any, **settings: Any) -> list[tuple[float, int]]:
+        found = losses(model, rows, **settings)
+        return found if len(rows) < 50 else [(math.nan, 1), *found[1:]]
+
+    monkeypatch.setattr(evaluate, "example_losses", broken)
+
+    result = train(make_case(tmp_path, total_steps=1)).result
+
+    assert result.evaluation is not None
+    assert result.evaluation.tuned.general_perplexity is None
 
 
 def test_equal_models_have_forgotten_nothing() -> None:

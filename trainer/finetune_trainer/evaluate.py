@@ -89,7 +89,7 @@ def measure(model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, confi
     """Measure a model as the spec asks for."""
     settings = config.spec.evaluation
     losses = example_losses(model, data.validation, prepared=prepared)
-    general = example_losses(model, _within_limit(data.general, model), prepared=prepared)
+    general = _finite(example_losses(model, _within_limit(data.general, model), prepared=prepared))
     asked = data.questions[: settings.max_examples] if settings.metrics or settings.judge else []
     samples = [sample_prompt(text, data=data, tokenizer=tokenizer) for text in settings.samples.prompts]
     with computing(prepared.resolved.precision):
@@ -130,18 +130,20 @@ def measure_base(
 
 
 def measure_tuned(
-    model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, config: RunConfig, store: Store, weights: str
+    model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, config: RunConfig, store: Store, weights: str | None
 ) -> Measured:
     """Return what the tuned model says: from storage where an attempt that had the same weights has asked it already.
 
-    `weights` names them: equal text, equal weights.
+    `weights` names them: equal text, equal weights; None if they have no name, and then nothing is kept.
     """
     uri = paths.join(config.run_uri, TUNED_RESULTS)
-    if (known := _known(uri, data, config=config, store=store, weights=weights)) is not None:
+    known = _known(uri, data, config=config, store=store, weights=weights) if weights else None
+    if known is not None:
         return known
     log.info("evaluating the tuned model on %d held-out examples", len(data.validation))
     measured = measure(model, tokenizer, data=data, prepared=prepared, config=config)
-    _keep(uri, measured, data, config=config, store=store, weights=weights)
+    if weights:
+        _keep(uri, measured, data, config=config, store=store, weights=weights)
     return measured
 
 
@@ -178,6 +180,14 @@ def _digest(rows: Sequence[Row]) -> str:
 
 def _perplexity(losses: Sequence[ExampleLoss]) -> float:
     return math.exp(min(mean_loss(losses), _MAX_EXPONENT))
+
+
+def _finite(losses: list[ExampleLoss]) -> list[ExampleLoss]:
+    """Return losses, or none of them if one is no number: what is only looked at must not lose the model."""
+    if all(math.isfinite(loss) for loss, _ in losses):
+        return losses
+    log.warning("the loss on general text is not finite: forgetting is not measured")
+    return []
 
 
 def _within_limit(rows: Sequence[Row], model: Any) -> list[Row]:

@@ -45,7 +45,7 @@ from finetune_trainer.data.survey import Survey, survey
 from finetune_trainer.data.tokenize import Encoder, padding_token
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import NotFoundError, TrainerError
-from finetune_trainer.evaluation.forgetting import paragraphs
+from finetune_trainer.evaluation.forgetting import is_measured, paragraphs
 from finetune_trainer.evaluation.metrics import check_metrics, scorers
 from finetune_trainer.logs import log
 from finetune_trainer.storage import Store, open_store
@@ -97,7 +97,8 @@ def _prepare(config: RunConfig, env: Environment, *, store: Store, scratch: Path
     spec = config.spec
     # A JSON Schema that is none and a text that is not there are known here, not with a GPU waiting.
     scorers(spec.evaluation)
-    paragraphs(spec.evaluation.forgetting)
+    if is_measured(config):
+        paragraphs(spec.evaluation.forgetting)
     with _settings_are_the_users():
         model = _read_model(config, env)
         data = _read_data(config, model, scratch)

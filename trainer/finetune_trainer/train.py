@@ -240,7 +240,8 @@ def _training(loop: Loop, *, resumed_from: int | None) -> Training:
 
 def _evaluate(run: _Run, loop: Loop, training: Training) -> Measured:
     # A resume may find other best weights, but none with the same loss to the last digit at the same step.
-    weights = f"step {training.best_step} of {training.steps}, held-out loss {training.best_loss!r}"
+    best = training.best_loss
+    weights = f"step {training.best_step} of {training.steps}, held-out loss {best!r}" if best is not None else None
     tuned = measure_tuned(
         loop.model,
         run.tokenizer,

@@ -68,11 +68,12 @@ def take_over(draft: Draft, effective: Effective, said: TerminationMessage, now:
 
 
 def _remarks(result: TrainResult | None) -> str:
-    training = result.training if result else None
-    if result is None or training is None:
+    if result is None:
         return ""
-    early = f"; stopped early at step {result.step}" if training.stopped_early else ""
-    return early + (f"; {len(training.warnings)} warnings in status.training" if training.warnings else "")
+    early = f"; stopped early at step {result.step}" if result.training and result.training.stopped_early else ""
+    warned = {"training": result.training, "evaluation": result.evaluation}
+    counts = {name: len(part.warnings) for name, part in warned.items() if part and part.warnings}
+    return early + "".join(f"; {count} warnings in status.{name}" for name, count in counts.items())
 
 
 def _outputs(uri: str, result: TrainResult, sha256: str) -> Outputs:

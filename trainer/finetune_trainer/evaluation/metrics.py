@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.measures import MetricName
+from finetune_contract.measures import Measure, MetricName
 from finetune_contract.spec import DatasetFormat, Evaluation
 from finetune_trainer.dataset import Question
 from finetune_trainer.errors import TrainerError
@@ -16,6 +17,7 @@ from finetune_trainer.logs import log
 _SECONDS = 1.0
 """Longest search for a pattern in one answer: some patterns take exponential time."""
 
+T = TypeVar("T")
 Scorer = Callable[[str, str], float]
 """From an answer and the expected one to a score."""
 
@@ -36,7 +38,18 @@ def scorers(settings: Evaluation) -> dict[MetricName, Scorer]:
 
 
 def check_metrics(settings: Evaluation, shape: DatasetFormat) -> None:
-    """Raise CONFIG_INVALID if answers are asked for where the data have no questions."""
+    """Raise CONFIG_INVALID if answers are asked of data without questions, or what is bounded is not measured.
+
+    The API server refuses the second in a job, but not in what a profile's defaults make of it.
+    """
+    measured = {*_ALWAYS, *settings.metrics, *([Measure.JUDGE] if settings.judge else [])}
+    measured |= {Measure.FORGETTING} if settings.forgetting.enabled and settings.compare_with_base else set()
+    for gate in settings.gates:
+        if gate.metric not in measured:
+            raise TrainerError(
+                ExitCode.CONFIG_INVALID,
+                f"evaluation.gates: {gate.metric} is not measured: add it to evaluation.metrics, or remove the gate.",
+            )
     asked = "metrics" if settings.metrics else "judge" if settings.judge else None
     if asked and shape is DatasetFormat.TEXT:
         raise TrainerError(
@@ -46,17 +59,28 @@ def check_metrics(settings: Evaluation, shape: DatasetFormat) -> None:
         )
 
 
+_ALWAYS = (Measure.LOSS, Measure.PERPLEXITY)
+
+
+def _set_up(metric: MetricName, setting: T | None) -> T:
+    if setting is None:
+        raise TrainerError(
+            ExitCode.CONFIG_INVALID, f"evaluation.metrics: {metric} needs evaluation.{metric}, which is not set."
+        )
+    return setting
+
+
 def _scorer(metric: MetricName, settings: Evaluation) -> Scorer:
     match metric:
         case MetricName.EXACT_MATCH:
             return lambda answer, expected: float(answer.strip() == expected.strip())
         case MetricName.REGEX:
-            found = _search(settings.regex.pattern if settings.regex else "")
+            found = _search(_set_up(metric, settings.regex).pattern)
             return lambda answer, _: float(found(answer))
         case MetricName.JSON_VALID:
             return lambda answer, _: float(is_json(answer))
         case MetricName.JSON_SCHEMA:
-            fits = schema_check(settings.json_schema or {})
+            fits = schema_check(_set_up(metric, settings.json_schema))
             return lambda answer, _: float(fits(answer))
         case MetricName.ROUGE:
             return rouge_l

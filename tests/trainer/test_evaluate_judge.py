@@ -284,7 +284,7 @@ def test_what_is_no_reply_is_nonsense_and_asked_once(fake: FakeJudge, config: Ru
     judged = ask(pairs(2), config)
 
     assert judged.verdicts == (V.UNCLEAR, V.UNCLEAR)
-    assert judged.warning == "evaluation.judge answered nonsense on 2 of 2."
+    assert judged.warning == "evaluation.judge answered nonsense on 2 of 2 pairs."
     assert len(fake.requests) == 4
 
 

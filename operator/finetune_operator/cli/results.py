@@ -31,7 +31,7 @@ _ROWS = (
     ("json_valid", "valid JSON", "{:.0%}"),
     ("json_schema", "fits the JSON Schema", "{:.0%}"),
     ("rouge", "ROUGE-L", "{:.3f}"),
-    ("general_perplexity", "... on general text", "{:.2f}"),
+    ("general_perplexity", "general perplexity", "{:.2f}"),
     ("judge", "preferred by the judge", "{:.0%}"),
 )
 

@@ -217,7 +217,7 @@ def _warning(counts: JudgeCounts, why: str) -> str | None:
     if counts.unanswered:
         missing.append(f"gave no verdict on {counts.unanswered} of {counts.pairs} pairs ({why or 'time limit'})")
     if counts.unclear:
-        missing.append(f"answered nonsense on {counts.unclear} of {counts.pairs}")
+        missing.append(f"answered nonsense on {counts.unclear} of {counts.pairs} pairs")
     if counts.contradictory > counts.pairs / 2:
-        missing.append(f"changed its mind with the order on {counts.contradictory} of {counts.pairs}")
+        missing.append(f"changed its mind with the order on {counts.contradictory} of {counts.pairs} pairs")
     return f"evaluation.judge {' and '.join(missing)}."[:_MAX_WARNING] if missing else None

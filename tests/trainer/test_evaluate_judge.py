@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -164,6 +165,15 @@ def test_no_attempt_asks_a_question_twice(fake: FakeJudge, config: RunConfig) ->
     assert len(fake.requests) == 10
 
 
+def test_replies_are_kept_in_a_bucket_by_several_threads(bucket: str, fake: FakeJudge) -> None:
+    fake.reply = prefers("good")
+    evaluation = {"judge": {"endpoint": fake.endpoint, "model": "judge-1"}}
+    config = make_config(output_uri=f"{bucket}/out", model_uri="file:///model", evaluation=evaluation)
+
+    assert ask(pairs(8), config).verdicts == ask(pairs(8), config).verdicts == (V.TUNED,) * 8
+    assert len(fake.requests) == 16
+
+
 def test_a_file_of_the_cache_that_is_damaged_is_asked_again(tmp_path: Path, fake: FakeJudge, config: RunConfig) -> None:
     ask(pairs(1), config)
     for path in (tmp_path / "out" / "run-1" / FOLDER).iterdir():
@@ -210,8 +220,8 @@ def test_a_redirect_is_not_followed_with_the_key(
 # Servers as they are.
 
 
-def fails_first(status: int, times: int, **headers: str) -> Callable[[int, Any], bool]:
-    return lambda number, handler: number < times and answer(handler, status, b"overloaded", **headers)
+def fails_first(status: int, times: int) -> Callable[[int, Any], bool]:
+    return lambda number, handler: number < times and answer(handler, status, b"overloaded")
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
@@ -222,12 +232,28 @@ def test_what_may_pass_is_tried_again(fake: FakeJudge, config: RunConfig, status
     assert len(fake.requests) == 4
 
 
-def test_a_server_that_asks_for_time_gets_it(fake: FakeJudge, config: RunConfig) -> None:
-    fake.behave = fails_first(429, 1, Retry_After="1")
-    started = time.monotonic()
+class Waits(threading.Event):
+    """Remembers how long it was waited for, and does not wait."""
 
-    assert ask(pairs(1), config, hurried(longest_wait=5)).verdicts == (V.TIE,)
-    assert time.monotonic() - started > 0.7
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout or 0.0)
+        return self.is_set()
+
+
+def test_waits_grow_and_a_server_that_asks_for_time_gets_it(fake: FakeJudge, config: RunConfig) -> None:
+    fake.behave = lambda number, handler: (
+        number < 4 and answer(handler, 429, b"", **({"Retry_After": "20"} if number == 3 else {}))
+    )
+    stop = Waits()
+
+    judged = ask(pairs(1), config, Patience(deadline=time.monotonic() + 600, first_wait=1, longest_wait=30, stop=stop))
+
+    assert judged.verdicts == (V.TIE,)
+    assert [round(seconds / expected) for seconds, expected in zip(stop.seconds, (1, 2, 4, 20), strict=True)] == [1] * 4
 
 
 def test_a_model_that_takes_no_temperature_is_asked_without(fake: FakeJudge, config: RunConfig) -> None:

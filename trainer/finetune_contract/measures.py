@@ -40,7 +40,7 @@ class RegexMetric(Model):
         try:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"be a regular expression as Python has them: {error}") from error
+            raise ValueError(f"must be a regular expression as Python has them: {error}") from error
         return pattern
 
 

@@ -1,4 +1,4 @@
-"""What `spec.evaluation` measures models by, and what bounds it sets."""
+"""The parts of `spec.evaluation`: what models are measured by, and what bounds are set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator
 
-from finetune_contract.fields import SecretRef, Uri
+from finetune_contract.fields import Positive, SecretRef, Uri
 from finetune_contract.model import Model
 
 JsonSchema = Annotated[
@@ -16,6 +16,22 @@ JsonSchema = Annotated[
     WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
 ]
 """An object that the API server keeps as it is."""
+
+
+class Samples(Model):
+    """Prompts whose answers are kept: they show a format that collapses before any loss does."""
+
+    prompts: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], Field(max_length=16)] = ()
+    """Prompts answered while the model is trained (samples.jsonl), and by the base and the tuned model at the end (evaluation.json). A few held-out ones are asked during training when absent."""
+    every_steps: Positive | None = None
+    """Optimizer steps between two rounds of answers; about four rounds a run when absent."""
+
+
+class EarlyStopping(Model):
+    """When training has taken what the data give."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Measurements of the held-out loss in a row that may be no better than the best before the run ends. The weights of the best are what is exported, with early stopping or without."""
 
 
 class MetricName(StrEnum):

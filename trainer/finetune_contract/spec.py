@@ -12,7 +12,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_contract.fields import Fraction, Positive, SecretRef, Uri
-from finetune_contract.measures import Forgetting, Gate, JsonSchema, Judge, MetricName, RegexMetric
+from finetune_contract.measures import (
+    EarlyStopping,
+    Forgetting,
+    Gate,
+    JsonSchema,
+    Judge,
+    MetricName,
+    RegexMetric,
+    Samples,
+)
 from finetune_contract.model import Model
 
 Revision = Annotated[str, Field(min_length=1, max_length=128)] | None
@@ -251,22 +260,6 @@ class Hyperparameters(Model):
     """Tokens that are trained on: assistant (every assistant turn), completion (the last turn only), all. assistant when absent; all for text; completion with preferences, where nothing else works."""
     beta: Annotated[float, Field(gt=0, le=100)] | None = None
     """With DPO how strongly the model is held to the base model, with ORPO the weight of the preference beside the answer's own loss; 0.1 when absent."""
-
-
-class Samples(Model):
-    """Prompts whose answers are kept: they show a format that collapses before any loss does."""
-
-    prompts: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], Field(max_length=16)] = ()
-    """Prompts answered while the model is trained (samples.jsonl), and by the base and the tuned model at the end (evaluation.json). A few held-out ones are asked during training when absent."""
-    every_steps: Positive | None = None
-    """Optimizer steps between two rounds of answers; about four rounds a run when absent."""
-
-
-class EarlyStopping(Model):
-    """When training has taken what the data give."""
-
-    patience: Annotated[int, Field(ge=1, le=1000)] = 3
-    """Measurements of the held-out loss in a row that may be no better than the best before the run ends. The weights of the best are what is exported, with early stopping or without."""
 
 
 class Evaluation(Model):

@@ -12,6 +12,7 @@ Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Revision = Annotated[str, Field(min_length=1, max_length=128)] | None
 
 
 class SecretRef(Model):

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_contract.fields import Fraction, Positive, SecretRef, Uri
+from finetune_contract.fields import Fraction, Positive, Revision, SecretRef, Uri
 from finetune_contract.measures import (
     EarlyStopping,
     Forgetting,
@@ -23,8 +23,6 @@ from finetune_contract.measures import (
     Samples,
 )
 from finetune_contract.model import Model
-
-Revision = Annotated[str, Field(min_length=1, max_length=128)] | None
 
 
 class Method(StrEnum):

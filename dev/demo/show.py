@@ -9,7 +9,7 @@ from typing import Any
 import boto3
 
 from dev.demo.access import Access
-from finetune_contract.outcome import EvaluationSummary
+from finetune_contract.evaluation import EvaluationSummary
 from finetune_operator.cli.results import before_and_after, comparison
 from finetune_operator.cli.verify import human_bytes, verify
 

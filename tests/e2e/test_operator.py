@@ -56,6 +56,17 @@ def test_a_failure_that_no_retry_helps_ends_the_job_with_class_code_message_and_
     assert status["attempt"] == 1
 
 
+def test_a_run_outside_a_gate_fails_once_and_keeps_its_outputs_and_figures(start) -> None:
+    job = start("train=gate")
+    status = job.reaches("Failed")
+    assert (job.condition("Failed")["reason"], job.condition("OutputsReady")["status"]) == ("GateFailed", "True")
+    assert status["outputs"]["adapter"]["uri"] == "s3://outputs/out/run-1/adapter"
+    assert status["evaluation"]["gates"][0]["passed"] is False
+    assert [found["verdict"] for found in status["evaluation"]["comparisons"]] == ["Better"] * 4
+    assert status["evaluation"]["judge"]["unclear"] == 1
+    assert status["attempt"] == 1
+
+
 def test_an_infrastructure_failure_is_retried_under_a_new_name(start) -> None:
     job = start("train=once-40")
     status = job.reaches("Succeeded")

@@ -9,7 +9,7 @@ import pytest
 
 from dev.cluster.local import KubectlError, LocalCluster
 from finetune_operator.api.rules import violations
-from tests.unit.rule_cases import BAD_RULES, BAD_TYPES, GOOD, Case, job
+from tests.unit.rule_cases import BAD_RULES, BAD_TYPES, GOOD, JSON_SCHEMA, Case, job
 
 
 def apply(cluster: LocalCluster, manifest: dict[str, Any], namespace: str, *flags: str) -> str:
@@ -52,6 +52,7 @@ FULL = job(
     }
 )
 SMALL = job()
+MEASURED = job({"spec.evaluation": {"metrics": ["jsonSchema"], "jsonSchema": JSON_SCHEMA}})
 
 FIXED = [
     ("method", SMALL, {"spec.method": "Full"}),
@@ -59,6 +60,8 @@ FIXED = [
     ("optional-field-added", SMALL, {"spec.lora": {"rank": 8}}),
     ("optional-field-removed", FULL, {"spec.lora": None}),
     ("optional-field-changed", FULL, {"spec.hyperparameters": {"epochs": 2}}),
+    ("json-schema-changed", MEASURED, {"spec.evaluation": {"jsonSchema": {"required": ["order"]}}}),
+    ("json-schema-changed-deep-inside", MEASURED, {"spec.evaluation": {"jsonSchema": {"$defs": {"t": {"x-note": 2}}}}}),
     ("profile-added", SMALL, {"spec.profile": "a100"}),
     ("node-selector-added", SMALL, {"spec.scheduling": {"nodeSelector": {"pool": "b"}}}),
     ("node-selector-changed", FULL, {"spec.scheduling": {"nodeSelector": {"pool": "b"}}}),
@@ -66,6 +69,7 @@ FIXED = [
 ]
 FREE = [
     ("retries-changed", FULL, {"spec.lifecycle": {"retries": {"max": 9}}}),
+    ("retries-changed-beside-a-json-schema", MEASURED, {"spec.lifecycle": {"retries": {"max": 9}}}),
     ("lifecycle-added", SMALL, {"spec.lifecycle": {"gracePeriodSeconds": 5}}),
     ("lifecycle-removed", FULL, {"spec.lifecycle": None}),
     ("priority-added-where-scheduling-was-absent", SMALL, {"spec.scheduling": {"priorityClass": "high"}}),

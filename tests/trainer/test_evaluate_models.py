@@ -10,19 +10,29 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_trainer.dataset import Data, Question, batches_by_length
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluate import BASE_RESULTS, sample_prompt
+from finetune_trainer.evaluate import BASE_RESULTS, TUNED_RESULTS, sample_prompt
 from finetune_trainer.generate import answers
 from finetune_trainer.model import load_base
 from finetune_trainer.preemption import PREEMPTION
+from tests.support.models import smollm2
 from tests.support.prepared import tiny_model
 from tests.support.training import THIRD_PARTY, forget_preemption, make_case, train
 
 pytestmark = THIRD_PARTY
 
-ASKED = {"evaluation": {"metrics": ["exactMatch"], "maxNewTokens": 3, "samples": {"prompts": ["1 plus 1"]}}}
+ASKED: dict[str, Any] = {
+    "evaluation": {
+        "metrics": ["exactMatch", "regex", "jsonValid", "jsonSchema", "rouge"],
+        "regex": {"pattern": r"^\d+$"},
+        "jsonSchema": {"type": "integer"},
+        "maxNewTokens": 3,
+        "samples": {"prompts": ["1 plus 1"]},
+    }
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +60,51 @@ def test_an_answer_does_not_depend_on_its_batch(model: Any, tokenizer: Any) -> N
     together = ask(model, tokenizer, prompts)
 
     assert together == [ask(model, tokenizer, [prompt])[0] for prompt in prompts]
+
+
+def test_an_answer_of_a_real_model_does_not_depend_on_its_batch() -> None:
+    """In float32: in bfloat16 the size of a batch changes roundings, and with them words that are equally likely."""
+    torch.set_num_threads(1)  # shared cores: two threads mostly wait for each other
+    model, tokenizer = load_base(smollm2(), dtype=torch.float32), AutoTokenizer.from_pretrained(smollm2())
+    texts = ("Count to five.", "Write a haiku about leaves that fall on a quiet pond at dusk.", "What is gravity?")
+    prompts = [[{"role": "user", "content": text}] for text in texts]
+
+    together = ask(model, tokenizer, prompts, max_new_tokens=12)
+
+    assert together == [ask(model, tokenizer, [prompt], max_new_tokens=12)[0] for prompt in prompts]
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 256},
+    "mistral": {"sliding_window": 8},
+    "qwen3": {"head_dim": 8},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 8, "sliding_window_pattern": 2},
+    "phi": {},
+    "olmo2": {},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_does_not_depend_on_its_batch_in_any_family(family: str, tokenizer: Any) -> None:
+    """Padding on the left moves positions, windows and experts only where a model's code is wrong."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            family,
+            **{**({} if family == "gpt2" else {**shape, "num_key_value_heads": 2}), **FAMILIES[family]},
+            vocab_size=len(tokenizer),
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    prompts = [" plus ".join(str(n) for n in range(length)) for length in (2, 9, 30, 1)]
+
+    assert ask(model, tokenizer, prompts) == [ask(model, tokenizer, [prompt])[0] for prompt in prompts]
 
 
 def test_answers_are_greedy_whatever_the_model_says(model: Any, tokenizer: Any) -> None:
@@ -142,6 +197,23 @@ def _stopped(*_: object) -> None:
     raise TrainerError(ExitCode.PREEMPTED, "stopped")
 
 
+def test_the_tuned_model_is_asked_once_while_its_weights_are_the_same(tmp_path: Path) -> None:
+    """The pod died in the export: the next attempt has the same best weights, and takes what they said."""
+    case = make_case(tmp_path, spec=ASKED, total_steps=2)
+    train(case)
+    (case.run / paths.MANIFEST).unlink()
+    kept = json.loads((case.run / TUNED_RESULTS).read_text())
+    kept["measured"]["samples"] = ["from the first attempt"]
+    (case.run / TUNED_RESULTS).write_text(json.dumps(kept))
+
+    assert train(case.attempt(2)).evaluation["samples"][0]["tuned"] == "from the first attempt"
+
+    (case.run / TUNED_RESULTS).write_text(json.dumps({**kept, "weights": "step 1 of 2, held-out loss 9.9"}))
+    (case.run / paths.MANIFEST).unlink()
+
+    assert train(case.attempt(3)).evaluation["samples"][0]["tuned"] != "from the first attempt"
+
+
 @pytest.mark.parametrize("change", [{"configHash": "other"}, {"preparedSha256": "other"}])
 def test_results_of_other_settings_are_not_taken(tmp_path: Path, change: dict[str, str]) -> None:
     case = make_case(tmp_path, spec=ASKED, total_steps=2)
@@ -174,9 +246,10 @@ def test_a_model_that_learnt_the_answers_matches_them(tmp_path: Path) -> None:
 
     outcome = train(type(case)(config, case.env, case.run))
 
-    assert outcome.evaluation["tuned"]["exactMatch"] == 1.0
-    assert outcome.evaluation["base"]["exactMatch"] == 0.0
-    assert outcome.evaluation["tuned"]["loss"] < 0.1
+    base, tuned = outcome.evaluation["base"], outcome.evaluation["tuned"]
+    for metric in ASKED["evaluation"]["metrics"]:
+        assert (base[metric], tuned[metric]) == (0.0, 1.0), metric
+    assert tuned["loss"] < 0.1
 
 
 def test_a_signal_stops_an_evaluation_between_two_batches(model: Any, tokenizer: Any) -> None:

@@ -13,15 +13,9 @@ from pathlib import Path
 import pytest
 
 from finetune_contract import paths
+from finetune_contract.evaluation import EvaluationSummary, Scores
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.outcome import (
-    Artifact,
-    EvaluationSummary,
-    Manifest,
-    OutputFile,
-    Scores,
-    TerminationMessage,
-)
+from finetune_contract.outcome import Artifact, Manifest, OutputFile, TerminationMessage
 from finetune_trainer.__main__ import main
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.results import EvaluationFile

@@ -79,6 +79,14 @@ def _rule(name: str, field: str, changes: dict[str, Any], sentence: str, *, job_
     return Case(name, job(changes, name=job_name), field, sentence, shared=True)
 
 
+JSON_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["team"],
+    "properties": {"team": {"enum": ["billing", "returns"]}, "tags": {"type": "array", "items": {"$ref": "#/$defs/t"}}},
+    "$defs": {"t": {"type": "string", "x-note": 1.5}},
+}
+JUDGE = {"endpoint": "https://judge.example.com/v1", "model": "judge-1"}
+_EVALUATION = "spec.evaluation"
 _CREDENTIALS = "must not carry credentials or a query"
 _HP = "spec.hyperparameters"
 
@@ -148,6 +156,32 @@ GOOD: tuple[Case, ...] = (
         spec__output={"uri": "s3://models/out", "merged": {"base": "original", "maxShardSize": "500MB"}},
     ),
     _good("hub", spec__output={"uri": "s3://models/out", "hub": {"repo": "org/name", "secretRef": {"name": "hub"}}}),
+    _good("regex", spec__evaluation={"metrics": ["regex"], "regex": {"pattern": r"^\w+ \| \d+$"}}),
+    _good("json-schema", spec__evaluation={"metrics": ["jsonValid", "jsonSchema"], "jsonSchema": JSON_SCHEMA}),
+    _good("rouge", spec__evaluation={"metrics": ["rouge", "exactMatch"]}),
+    _good("compare-without-base", spec__evaluation={"compareWithBase": False, "gates": [{"metric": "loss", "max": 2}]}),
+    _good(
+        "gates",
+        spec__evaluation={
+            "metrics": ["rouge", "exactMatch"],
+            "gates": [
+                {"metric": "exactMatch", "min": 0.9},
+                {"metric": "loss", "max": -0.1, "relativeTo": "base"},
+                {"metric": "rouge", "min": 0, "max": 1},
+                {"metric": "perplexity", "max": 20},
+                {"metric": "forgetting", "max": 1.05},
+            ],
+        },
+    ),
+    _good("own-general-text", spec__evaluation={"forgetting": {"uri": "s3://data/general.txt"}}),
+    _good("no-general-text", spec__evaluation={"forgetting": {"enabled": False}}),
+    _good(
+        "judge",
+        spec__evaluation={
+            "judge": {**JUDGE, "rubric": "Short is good.", "secretRef": {"name": "llm"}, "timeoutSeconds": 60},
+            "gates": [{"metric": "judge", "min": 0.5}],
+        },
+    ),
     _good("toleration", spec__scheduling={"tolerations": [{"key": "gpu", "operator": "Exists"}]}),
     Case("profile", profile({"limits": {"maxGpus": 1}, "storage": {"endpoint": "https://s3.example.com"}})),
     Case("profile-empty", profile({})),
@@ -216,11 +250,39 @@ BAD_TYPES: tuple[Case, ...] = (
     ),
     _bad("column-unknown", "spec.dataset.columns", {"question": "q"}, "unknown field"),
     _bad("max-samples-zero", "spec.dataset.maxSamples", 0, "must be at least 1 (is 0)"),
-    _bad("metric-unknown", "spec.evaluation.metrics", ["bleu"], "must be exactMatch"),
     _bad("gguf-type-unknown", "spec.output.gguf.types", ["q8"], "did you mean q8_0?"),
     _bad("gguf-types-empty", "spec.output.gguf.types", [], "must not be empty"),
     _bad("shard-size", "spec.output.merged.maxShardSize", "5 GB", "must be a size, as 5GB"),
     _bad("hub-url", "spec.output.hub", {"repo": "https://hub.example/org/name"}, "must be a repository, as"),
+    _bad("metric-unknown", "spec.evaluation.metrics", ["bleu"], "must be exactMatch, regex, jsonValid, jsonSchema or"),
+    Case(
+        "json-schema-text",
+        job({"spec.evaluation": {"metrics": ["jsonSchema"], "jsonSchema": "{}"}}),
+        "spec.evaluation.jsonSchema",
+        "must be a mapping of names to values",
+    ),
+    _bad(
+        "gate-metric", "spec.evaluation.gates", [{"metric": "bleu", "min": 1}], "must be loss, perplexity, exactMatch"
+    ),
+    *(
+        Case(
+            f"judge-{name}",
+            job({"spec.evaluation": {"judge": {**JUDGE, "endpoint": endpoint}}}),
+            "spec.evaluation.judge.endpoint",
+            "must be a URL",
+        )
+        for name, endpoint in (
+            ("scheme", "ftp://judge.example.com"),
+            ("credentials", "https://key@judge.example.com"),
+            ("query", "https://judge.example.com/v1?key=1"),
+        )
+    ),
+    Case(
+        "pattern-empty",
+        job({"spec.evaluation": {"metrics": ["regex"], "regex": {"pattern": ""}}}),
+        "spec.evaluation.regex.pattern",
+        "must not be empty",
+    ),
     _bad("quantity-wrong", "spec.resources.memory", "16 GB", "must be an amount"),
     _bad("quantity-negative", "spec.resources.cpu", -1, "must be an amount"),
     _bad("quantity-fraction", "spec.resources.memory", 1.5, "must be an amount"),
@@ -277,6 +339,71 @@ BAD_RULES: tuple[Case, ...] = (
         "microBatchSize must divide batchSize",
     ),
     _rule("micro-batch-does-not-divide-16", _HP, {f"{_HP}.microBatchSize": 5}, "microBatchSize must divide batchSize"),
+    _rule("regex-without-pattern", _EVALUATION, {f"{_EVALUATION}.metrics": ["regex"]}, "add regex: {pattern: ...}"),
+    _rule(
+        "regex-without-metric",
+        _EVALUATION,
+        {f"{_EVALUATION}.metrics": ["rouge"], f"{_EVALUATION}.regex": {"pattern": "x"}},
+        "add regex to metrics",
+    ),
+    _rule("schema-missing", _EVALUATION, {f"{_EVALUATION}.metrics": ["jsonSchema"]}, "add jsonSchema: {type: object"),
+    _rule("schema-without-metric", _EVALUATION, {f"{_EVALUATION}.jsonSchema": {}}, "add jsonSchema to metrics"),
+    _rule("gate-unbounded", _EVALUATION, {f"{_EVALUATION}.gates": [{"metric": "loss"}]}, "give it min or max"),
+    _rule(
+        "gate-empty-range",
+        _EVALUATION,
+        {f"{_EVALUATION}.gates": [{"metric": "loss", "max": 2}, {"metric": "loss", "min": 2, "max": 1.5}]},
+        "min must not be above its max",
+    ),
+    _rule(
+        "gate-not-measured",
+        _EVALUATION,
+        {f"{_EVALUATION}.metrics": ["rouge"], f"{_EVALUATION}.gates": [{"metric": "exactMatch", "min": 0.5}]},
+        "bounds something that is not measured: add it to metrics",
+    ),
+    _rule(
+        "gate-against-no-base",
+        _EVALUATION,
+        {
+            f"{_EVALUATION}.compareWithBase": False,
+            f"{_EVALUATION}.gates": [{"metric": "loss", "max": 0, "relativeTo": "base"}],
+        },
+        "has nothing to be held against",
+    ),
+    *(
+        _rule(
+            f"gate-on-forgetting-{name}",
+            _EVALUATION,
+            {_EVALUATION: {**off, "gates": [{"metric": "forgetting", "max": 1.1}]}},
+            "or switch forgetting and compareWithBase on",
+        )
+        for name, off in (("off", {"forgetting": {"enabled": False}}), ("without-base", {"compareWithBase": False}))
+    ),
+    _rule(
+        "forgetting-relative",
+        _EVALUATION,
+        {f"{_EVALUATION}.gates": [{"metric": "forgetting", "max": 1.1, "relativeTo": "base"}]},
+        "as a ratio: remove relativeTo",
+    ),
+    _rule(
+        "forgetting-without-base",
+        _EVALUATION,
+        {_EVALUATION: {"compareWithBase": False, "forgetting": {"uri": "s3://data/general.txt"}}},
+        "remove forgetting.uri",
+    ),
+    _rule("gate-without-judge", _EVALUATION, {f"{_EVALUATION}.gates": [{"metric": "judge", "min": 1}]}, "set judge"),
+    _rule(
+        "judge-without-base",
+        _EVALUATION,
+        {_EVALUATION: {"compareWithBase": False, "judge": JUDGE}},
+        "compareWithBase is false: the judge compares with the base",
+    ),
+    _rule(
+        "forgetting-hub",
+        f"{_EVALUATION}.forgetting.uri",
+        {f"{_EVALUATION}.forgetting.uri": "hf://organisation/text"},
+        "write s3://bucket/path",
+    ),
     _rule("model-file", "spec.model.uri", {"spec.model.uri": "file:///models/x"}, "a pod does not see your disk"),
     _rule("output-file", "spec.output.uri", {"spec.output.uri": "file:///out"}, "a pod does not see your disk"),
     _rule("model-plain-name", "spec.model.uri", {"spec.model.uri": "meta/llama"}, "write hf://organisation/name"),

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.outcome import TerminationMessage
+from finetune_contract.outcome import TerminationMessage, TrainResult
 from finetune_contract.run_config import Device
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.cli import local_run, run, stages
@@ -127,6 +127,27 @@ def test_a_last_word_that_belongs_to_another_exit_code_is_not_believed(tmp_path:
     path = tmp_path / "message"
     path.write_text(TerminationMessage(stage="train", exit_code=0, reason="Completed").encode())
     assert stages._last_word("train", -9, path).reason == "Killed"
+
+
+def test_a_run_outside_a_gate_shows_its_results_and_exits_with_the_gates_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = TerminationMessage(
+        stage="train", exit_code=23, reason="GateFailed", message="too low", trained=TrainResult(step=4)
+    )
+
+    def run_stage(stage: Any, **_: Any) -> TerminationMessage:
+        return ended if stage == "train" else TerminationMessage(stage=stage, exit_code=0, reason="Completed")
+
+    monkeypatch.setattr(run, "run_stage", run_stage)
+    monkeypatch.setattr(run, "_show", lambda _, trained: print(f"results of step {trained.step}"))  # noqa: T201
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job()))
+
+    assert main(["run", str(path), "--work-dir", str(tmp_path / "work")]) == 24
+    out, err = capsys.readouterr()
+    assert "results of step 4" in out
+    assert err.strip() == "train: GateFailed: too low"
 
 
 def test_being_stopped_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,15 @@ def test_a_bad_manifest_is_answered_with_field_and_sentence(case: Case) -> None:
     )
 
 
+def test_a_pattern_that_does_not_compile_is_told_before_anything_runs() -> None:
+    """Python's words: the API server knows another dialect, so that the operator says it there."""
+    spec = {"spec.evaluation": {"metrics": ["regex"], "regex": {"pattern": "(a"}}}
+    assert [str(problem) for problem in problems_of(job(spec))] == [
+        "spec.evaluation.regex.pattern: must be a regular expression as Python has them: missing ), unterminated "
+        'subpattern at position 0 (is "(a")'
+    ]
+
+
 def test_no_case_has_a_second_problem() -> None:
     several = {case.id: found for case in CASES if len(found := problems_of(case.manifest)) > 1}
     assert several == {}

@@ -7,7 +7,10 @@ from datetime import timedelta
 
 import pytest
 
+from finetune_contract.evaluation import EvaluationSummary, GateResult, Scores
 from finetune_contract.exit_codes import FAILURES, ExitCode, FailureClass
+from finetune_contract.measures import Measure
+from finetune_contract.outcome import TerminationMessage
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.policy.plan import ChildRequest
 from tests.support.builders import (
@@ -98,7 +101,11 @@ def test_every_exit_code_has_its_class_reason_and_policy(failure) -> None:
     story = Story()
     train = story.is_prepared()
     story.sees(train, pods=(make_pod(train),))
-    plan = story.sees(failed_child("train", failure.code))
+    failed = failed_child("train", failure.code)
+    # Outside a gate the run has a result, without which it would be collected first.
+    said = trained_message().model_copy(update={"exit_code": failure.code, "reason": failure.reason})
+    ended = ended_pod(failed, exit_code=failure.code, message=said.encode())
+    plan = story.sees(failed, pods=(ended,) if failure.code is ExitCode.GATE_FAILED else ())
     last = story.job.status.last_failure
     assert last is not None
     assert (last.exit_code, last.reason, last.failure_class) == (failure.code, failure.reason, failure.failure_class)
@@ -209,6 +216,54 @@ def test_a_result_that_was_lost_is_collected_without_a_gpu() -> None:
     assert story.job.status.last_failure.reason == "ResultLost"
     story.passes(1)
     assert story.sees().create == ChildRequest(stage="train", run=1, attempt=2, collect=True)
+
+
+def gate_failed_message() -> TerminationMessage:
+    said = trained_message()
+    assert said.trained is not None
+    gate = GateResult(metric=Measure.EXACT_MATCH, min=0.9, value=0.4, passed=False)
+    evaluation = EvaluationSummary(base=Scores(exact_match=0.1), tuned=Scores(exact_match=0.4), gates=(gate,))
+    trained = said.trained.model_copy(update={"evaluation": evaluation})
+    told = {"exit_code": ExitCode.GATE_FAILED, "reason": "GateFailed", "message": "exactMatch is 0.4, must be ..."}
+    return said.model_copy(update={**told, "trained": trained})
+
+
+def test_a_run_outside_a_gate_has_failed_for_good_and_has_its_outputs() -> None:
+    story = Story()
+    train = story.is_prepared()
+    story.sees(train, pods=(make_pod(train),))
+    failed = failed_child("train", ExitCode.GATE_FAILED)
+    ended = ended_pod(failed, exit_code=ExitCode.GATE_FAILED, message=gate_failed_message().encode())
+
+    plan = story.sees(failed, pods=(ended,))
+
+    assert (plan.create, story.phase) == (None, "Failed")
+    assert story.condition("Failed") == ("True", "GateFailed")
+    assert story.condition("OutputsReady") == ("True", "ManifestWritten")
+    status = story.job.status
+    assert status.outputs is not None
+    assert status.outputs.manifest_sha256 == "c" * 64
+    assert status.evaluation is not None
+    assert [(gate.value, gate.passed) for gate in status.evaluation.gates] == [(0.4, False)]
+    assert status.restarts is not None
+    assert status.restarts.failures == 1
+
+
+def test_the_result_of_a_run_outside_a_gate_is_collected_if_its_message_went() -> None:
+    story = Story()
+    train = story.is_prepared()
+    story.sees(train, pods=(make_pod(train),))
+    story.sees(failed_child("train", ExitCode.GATE_FAILED))
+    assert story.phase == "Restarting"
+    story.passes(1)
+    assert story.sees().create == ChildRequest(stage="train", run=1, attempt=2, collect=True)
+
+    again = failed_child("train", ExitCode.GATE_FAILED, attempt=2)
+    ended = ended_pod(again, exit_code=ExitCode.GATE_FAILED, message=gate_failed_message().encode())
+    story.sees(again, pods=(ended,))
+
+    assert story.condition("Failed") == ("True", "GateFailed")
+    assert story.job.status.outputs is not None
 
 
 def test_a_lost_result_of_prepare_prepares_again() -> None:
@@ -405,6 +460,16 @@ def test_a_spec_of_another_version_is_a_condition_and_no_crash() -> None:
     story = Story(make_spec(method="Sorcery"))
     story.sees()
     assert story.condition("Validated") == ("False", "InvalidSpec")
+
+
+def test_a_pattern_that_is_none_is_a_condition_and_starts_no_pod() -> None:
+    story = Story(make_spec(evaluation={"metrics": ["regex"], "regex": {"pattern": "(unclosed"}}))
+    plan = story.sees()
+    assert plan.create is None
+    assert story.condition("Validated") == ("False", "InvalidSpec")
+    said = next(item.message for item in story.job.status.conditions if item.type == "Validated")
+    assert "spec.evaluation.regex.pattern" in said
+    assert "missing ), unterminated subpattern" in said
 
 
 def test_a_status_survives_its_way_through_the_api() -> None:

@@ -93,6 +93,17 @@ def test_one_attempt_is_one_set_of_pods_and_its_exit_code_stays_in_the_job() -> 
     assert "ttlSecondsAfterFinished" not in spec
 
 
+def test_the_judges_key_comes_under_a_prefix_of_its_own_to_prepare_as_well() -> None:
+    """So that a missing Secret shows before a GPU is asked for; the store's credentials never stand in for it."""
+    judge = {"endpoint": "https://judge.example.com/v1", "model": "m"}
+    for stage in ("prepare", "train"):
+        for ref, expected in (({"secretRef": {"name": "llm"}}, ["llm"]), ({}, [])):
+            spec = make_spec(evaluation={"judge": {**judge, **ref}})
+            for container in containers_of(built(stage, spec, {"storage": {"secretName": "team-s3"}})):
+                found = [each["secretRef"]["name"] for each in container["envFrom"] if each["prefix"] == "JUDGE_"]
+                assert found == expected
+
+
 def test_secrets_come_by_reference_each_use_under_its_own_prefix() -> None:
     tracking = {"wandb": {"project": "support"}, "secretRef": {"name": "wandb"}}
     spec = make_spec(output={"uri": "s3://models/out", "secretRef": {"name": "out"}}, tracking=tracking)

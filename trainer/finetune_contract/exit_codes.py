@@ -48,6 +48,7 @@ class ExitCode(IntEnum):
     BUCKET_NOT_FOUND = 21
     HUB_ACCESS_DENIED = 22
     CHECKPOINT_UNUSABLE = 23
+    GATE_FAILED = 24
     OUT_OF_MEMORY = 30
     LOSS_NOT_FINITE = 31
     LOSS_DIVERGED = 32
@@ -104,6 +105,8 @@ FAILURES: tuple[Failure, ...] = (
             "The hub refused access to the model or data set: a token or an accepted licence is missing."),
     Failure(_C.CHECKPOINT_UNUSABLE, "CheckpointUnusable", _F.USER_ERROR,
             "checkpoint.resumeFrom names a checkpoint that is not there, or of another model, method or data."),
+    Failure(_C.GATE_FAILED, "GateFailed", _F.USER_ERROR,
+            "The tuned model is outside a bound of evaluation.gates; its outputs are kept, marked in the manifest."),
     Failure(_C.OUT_OF_MEMORY, "OutOfMemory", _F.OUT_OF_MEMORY,
             "The accelerator's memory ran out."),
     Failure(_C.LOSS_NOT_FINITE, "LossNotFinite", _F.NON_FINITE,

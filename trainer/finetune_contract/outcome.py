@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune_contract.evaluation import EvaluationSummary, shorter
 from finetune_contract.model import Model
 from finetune_contract.prepared import DatasetCounts, DatasetSummary, Estimate, Resolved
 
@@ -31,26 +32,6 @@ class OutputFile(Model):
     """Relative to the run's folder."""
     sha256: str
     bytes: int
-
-
-class Scores(Model):
-    """One model on the held-out part."""
-
-    loss: float | None = None
-    """Mean cross entropy a token that counts."""
-    perplexity: float | None = None
-    """exp(loss)."""
-    exact_match: float | None = None
-    """Share of generated answers equal to the held-out ones."""
-
-
-class EvaluationSummary(Model):
-    """Base against tuned: it fills `status.evaluation`."""
-
-    base: Scores
-    """The base model."""
-    tuned: Scores
-    """The tuned model."""
 
 
 class Artifact(Model):
@@ -92,6 +73,8 @@ class Manifest(Model):
     merged_from: str | None = None
     """What the adapter was merged into, where there are merged weights of one."""
     evaluation: EvaluationSummary | None = None
+    gates_passed: bool | None = None
+    """False marks weights below a bound of evaluation.gates: they are kept, and the job has failed. Absent without gates."""
     versions: dict[str, str] = {}
     warnings: Warnings = ()
     """What is not as asked for, though the run has succeeded."""
@@ -168,7 +151,8 @@ class TerminationMessage(Model):
 
     def encode(self, limit: int = MAX_MESSAGE_BYTES) -> str:
         """Return JSON of at most `limit` bytes, giving up, in this order: log tail, reasons for what was
-        chosen, warnings of data and training, the end of the message.
+        chosen, warnings of data and training, comparisons and gates that were passed (both stand in the manifest),
+        the end of the message.
         """
         for candidate in self._shorter():
             text = candidate.to_json()
@@ -196,6 +180,10 @@ class TerminationMessage(Model):
             tails.append(
                 bare := bare.model_copy(update={"trained": bare.trained.model_copy(update={"training": training})})
             )
+        if bare.trained and bare.trained.evaluation:
+            for evaluation in shorter(bare.trained.evaluation):
+                trained = bare.trained.model_copy(update={"evaluation": evaluation})
+                tails.append(bare := bare.model_copy(update={"trained": trained}))
         if bare.trained and bare.trained.warnings:
             for size in (200, 80):
                 warnings = tuple(_cut(warning, size) for warning in bare.trained.warnings[:3])

@@ -29,6 +29,7 @@ class Use(StrEnum):
     OUTPUT = "OUTPUT_"
     HUB = "HUB_"
     TRACKING = "TRACKING_"
+    JUDGE = "JUDGE_"
 
 
 class JobIdentity(Model):

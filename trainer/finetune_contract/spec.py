@@ -11,13 +11,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune_contract.fields import Fraction, Positive, Revision, SecretRef, Uri
+from finetune_contract.measures import (
+    EarlyStopping,
+    Forgetting,
+    Gate,
+    JsonSchema,
+    Judge,
+    MetricName,
+    RegexMetric,
+    Samples,
+)
 from finetune_contract.model import Model
-
-Uri = Annotated[str, Field(min_length=1, max_length=1024)]
-Name = Annotated[str, Field(min_length=1, max_length=253)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Revision = Annotated[str, Field(min_length=1, max_length=128)] | None
-Positive = Annotated[int, Field(ge=1)]
 
 
 class Method(StrEnum):
@@ -71,18 +76,6 @@ class Optimizer(StrEnum):
     PAGED_ADAMW_32BIT = "pagedAdamw32bit"
     LION_8BIT = "lion8bit"
     ADAFACTOR = "adafactor"
-
-
-class SecretRef(Model):
-    """A Secret of the job's namespace, read as environment variables. For s3://: AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL. For gs://: GOOGLE_SERVICE_ACCOUNT_KEY (the
-    key file's JSON). For az://: AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN, or
-    AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET. For hf://: HF_TOKEN. For tracking:
-    MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN, WANDB_API_KEY.
-    """
-
-    name: Name
-    """Name of the Secret."""
 
 
 class ModelSource(Model):
@@ -267,22 +260,6 @@ class Hyperparameters(Model):
     """With DPO how strongly the model is held to the base model, with ORPO the weight of the preference beside the answer's own loss; 0.1 when absent."""
 
 
-class Samples(Model):
-    """Prompts whose answers are kept: they show a format that collapses before any loss does."""
-
-    prompts: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], Field(max_length=16)] = ()
-    """Prompts answered while the model is trained (samples.jsonl), and by the base and the tuned model at the end (evaluation.json). A few held-out ones are asked during training when absent."""
-    every_steps: Positive | None = None
-    """Optimizer steps between two rounds of answers; about four rounds a run when absent."""
-
-
-class EarlyStopping(Model):
-    """When training has taken what the data give."""
-
-    patience: Annotated[int, Field(ge=1, le=1000)] = 3
-    """Measurements of the held-out loss in a row that may be no better than the best before the run ends. The weights of the best are what is exported, with early stopping or without."""
-
-
 class Evaluation(Model):
     """How the tuned model is measured on the held-out part, beside the base model."""
 
@@ -290,14 +267,26 @@ class Evaluation(Model):
     """Optimizer steps between two measurements of the held-out loss; about ten a run when absent."""
     early_stopping: EarlyStopping | None = None
     """End the run when the held-out loss no longer falls; without it all steps are trained."""
-    metrics: Annotated[tuple[Literal["exactMatch"], ...], Field(max_length=1)] = ()
-    """Scores of generated answers against the held-out ones. exactMatch: share of equal answers, blanks trimmed."""
+    metrics: Annotated[tuple[MetricName, ...], Field(max_length=5)] = ()
+    """Scores of generated answers against the held-out ones, each a mean between 0 and 1. exactMatch: equal, blanks trimmed. regex: evaluation.regex is found. jsonValid: the whole answer is JSON. jsonSchema: it is JSON that fits evaluation.jsonSchema. rouge: ROUGE-L, the F1 of the longest common subsequence of words."""
+    regex: RegexMetric | None = None
+    """What the metric regex looks for."""
+    json_schema: JsonSchema | None = None
+    """JSON Schema that answers must fit, for the metric jsonSchema. Without $schema it is read as draft 2020-12; $ref stays inside it."""
     max_examples: Annotated[int, Field(ge=1, le=10000)] = 32
     """Held-out examples that are answered for the metrics; loss and perplexity use all of them."""
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
     """Longest generated answer in tokens."""
     samples: Samples = Samples()
     """Prompts whose answers are kept."""
+    forgetting: Forgetting = Forgetting()
+    """What tuning costs in general: perplexity on text beside the task, before and after."""
+    judge: Judge | None = None
+    """A language model that compares the answers of base and tuned model."""
+    compare_with_base: bool = True
+    """Measure the base model as well. false spares its time; nothing then says what tuning has changed."""
+    gates: Annotated[tuple[Gate, ...], Field(max_length=8)] = ()
+    """Bounds for the tuned model. Below one the job ends as Failed with reason GateFailed, and is not tried again; the outputs are written all the same, marked in the manifest."""
 
 
 class Checkpoint(Model):

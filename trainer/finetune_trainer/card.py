@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
+from pydantic.alias_generators import to_snake
 
-from finetune_contract.outcome import Scores
+from finetune_contract.evaluation import Comparison, EvaluationSummary, Verdict
+from finetune_contract.measures import Measure
 from finetune_contract.spec import Lora, Method, Optimizer
 
 if TYPE_CHECKING:
@@ -17,7 +19,17 @@ if TYPE_CHECKING:
     from finetune_trainer.summary import Training
 
 _LICENCE = ("license", "license_name", "license_link")
-_SCORES = (("loss", "Held-out loss"), ("perplexity", "Perplexity"), ("exact_match", "Exact match"))
+_SCORES = (
+    ("loss", "Held-out loss"),
+    ("perplexity", "Perplexity"),
+    ("exact_match", "Exact match"),
+    ("regex", "Regular expression found"),
+    ("json_valid", "Valid JSON"),
+    ("json_schema", "Fits the JSON Schema"),
+    ("rouge", "ROUGE-L"),
+    ("general_perplexity", "Perplexity on general text"),
+    ("judge", "Preferred by the judge"),
+)
 
 
 def model_card(lineage: Lineage, *, licence: dict[str, str] | None = None, warnings: Sequence[str] = ()) -> str:
@@ -57,13 +69,46 @@ def licence_of(folder: Path) -> dict[str, str]:
     return {name: value for name in _LICENCE if isinstance(value := said.get(name), str)}
 
 
-def score_rows(base: Scores, tuned: Scores) -> list[tuple[str, str, str]]:
-    """Return the scores that were measured: name, base, tuned."""
+def score_rows(summary: EvaluationSummary) -> list[tuple[str, str, str, str]]:
+    """Return what was measured: name, base, tuned, and the difference with its 95 % interval."""
+    changes = {_FIELDS.get(found.metric, to_snake(found.metric)): _change(found) for found in summary.comparisons}
     return [
-        (title, f"{before:.4g}", f"{after:.4g}")
+        (title, "" if before is None else f"{before:.4g}", f"{after:.4g}", changes.get(field, ""))
         for field, title in _SCORES
-        if (before := getattr(base, field)) is not None and (after := getattr(tuned, field)) is not None
+        for before, after in [(getattr(summary.base, field), getattr(summary.tuned, field))]
+        if after is not None
     ]
+
+
+def gate_rows(summary: EvaluationSummary) -> list[tuple[str, str, str, str]]:
+    """Return the gates: measure, bound, value, and whether it was passed."""
+    return [
+        (
+            f"{gate.metric}{' against base' if gate.relative_to else ''}",
+            " and ".join(
+                f"{word} {bound:g}" for word, bound in (("min", gate.min), ("max", gate.max)) if bound is not None
+            ),
+            "not measured" if gate.value is None else f"{gate.value:.4g}",
+            "passed" if gate.passed else "FAILED",
+        )
+        for gate in summary.gates
+    ]
+
+
+_FIELDS = {Measure.FORGETTING: "general_perplexity"}
+
+
+def _change(found: Comparison) -> str:
+    if found.metric is Measure.FORGETTING:
+        return f"ratio {found.change:.4g} [{found.low:.4g}, {found.high:.4g}], {_VERDICTS[found.verdict]}"
+    return f"{found.change:+.3g} [{found.low:+.3g}, {found.high:+.3g}], {_VERDICTS[found.verdict]}"
+
+
+_VERDICTS = {
+    Verdict.BETTER: "better",
+    Verdict.WORSE: "worse",
+    Verdict.NO_CLEAR_DIFFERENCE: "no clear difference",
+}
 
 
 def lineage_rows(lineage: Lineage) -> list[tuple[str, str]]:
@@ -185,9 +230,11 @@ def _model(lineage: Lineage) -> str:
 
 
 def _results(lineage: Lineage) -> str:
-    rows = score_rows(lineage.base.scores, lineage.tuned.scores)
     header = f"On {lineage.prepared.dataset.validation_examples} examples that were not trained on.\n\n"
-    return header + _table(("", "Base", "Tuned"), rows)
+    scores = _table(("", "Base", "Tuned", "Difference [95 % interval]"), score_rows(lineage.summary))
+    gates = gate_rows(lineage.summary)
+    warnings = "".join(f"\n\n{warning}" for warning in lineage.summary.warnings)
+    return header + scores + warnings + ("\n\n" + _table(("Gate", "Bound", "Value", ""), gates) if gates else "")
 
 
 def _lineage(lineage: Lineage) -> str:

@@ -49,6 +49,8 @@ class Data:
     """datasets.Dataset with the columns of a Row."""
     validation: list[Row]
     questions: list[Question]
+    general: Sequence[Row] = ()
+    """General text, on which forgetting is measured."""
 
 
 def read_prepared(config: RunConfig, store: Store) -> Prepared:

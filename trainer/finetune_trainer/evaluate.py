@@ -1,25 +1,31 @@
 """How good a model is on the held-out part, and the base beside the tuned one.
 
-The loss is the mean over all tokens that count, not over batches, measured without packing. Whatever the base model
+The loss is the mean over all tokens that count, not over batches, measured without packing. Whatever a model
 says is kept in storage: a later attempt does not ask it again.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
 from pydantic import ValidationError
+from pydantic.alias_generators import to_snake
 
 from finetune_contract import paths
+from finetune_contract.evaluation import Scores
 from finetune_contract.model import Model
-from finetune_contract.outcome import Scores
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
-from finetune_trainer.dataset import IGNORED, Data, Question, Row, batches_by_length
+from finetune_trainer.dataset import IGNORED, Data, Row, batches_by_length
 from finetune_trainer.errors import NotFoundError
+from finetune_trainer.evaluation.measured import ExampleLoss, Measured
+from finetune_trainer.evaluation.metrics import scores_of
 from finetune_trainer.generate import answers
 from finetune_trainer.logs import log
 from finetune_trainer.model import computing
@@ -27,25 +33,20 @@ from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.storage import Store
 
 BASE_RESULTS = "evaluation-base.json"
+TUNED_RESULTS = "evaluation-tuned.json"
 _MAX_EXPONENT = 700.0
 """exp() of more is no finite number."""
 
 
-class Measured(Model):
-    """One model's results."""
-
-    scores: Scores
-    answers: tuple[str, ...] = ()
-    """To the held-out questions."""
-    samples: tuple[str, ...] = ()
-    """To evaluation.samples.prompts."""
-
-
-class BaseResults(Model):
-    """evaluation-base.json: what the base model said, and to which questions."""
+class Results(Model):
+    """evaluation-base.json and evaluation-tuned.json: what a model said, and to which questions."""
 
     config_hash: str
     prepared_sha256: str | None = None
+    general: str | None = None
+    """sha256 of the general text's tokens."""
+    weights: str = ""
+    """Of the tuned model."""
     measured: Measured
 
 
@@ -53,9 +54,21 @@ def held_out_loss(
     model: Any, rows: Sequence[Row], *, prepared: Prepared, safe_point: Callable[[], None] = PREEMPTION.check
 ) -> float:
     """Return the mean loss a counted token; `safe_point` is called between batches and may raise."""
+    return mean_loss(example_losses(model, rows, prepared=prepared, safe_point=safe_point))
+
+
+def mean_loss(losses: Sequence[ExampleLoss]) -> float:
+    """Return the mean over all counted tokens."""
+    return math.fsum(loss for loss, _ in losses) / max(sum(tokens for _, tokens in losses), 1)
+
+
+def example_losses(
+    model: Any, rows: Sequence[Row], *, prepared: Prepared, safe_point: Callable[[], None] = PREEMPTION.check
+) -> list[ExampleLoss]:
+    """Return each row's loss, in the order of the rows; `safe_point` is called between batches and may raise."""
     resolved = prepared.resolved
     budget = resolved.micro_batch_size * resolved.max_sequence_length
-    total, counted = 0.0, 0
+    found: dict[int, ExampleLoss] = {}
     was_training = model.training
     model.eval()
     try:
@@ -65,18 +78,19 @@ def held_out_loss(
                 inputs = _padded(batch, pad_token_id=prepared.pad_token_id, device=model.device)
                 # TRL's head: log-probabilities of the labels without the logits of the whole vocabulary.
                 output = model(**inputs, fused_lm_head=True, use_cache=False)
-                total -= output.log_probs.double().sum().item()
-                counted += int(output.label_mask.sum())
+                sums, counts = -output.log_probs.double().sum(dim=1), output.label_mask.sum(dim=1)
+                found.update(zip(map(id, batch), zip(sums.tolist(), counts.tolist(), strict=True), strict=True))
     finally:
         model.train(was_training)
-    return total / max(counted, 1)
+    return [found[id(row)] for row in rows]
 
 
 def measure(model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, config: RunConfig) -> Measured:
     """Measure a model as the spec asks for."""
     settings = config.spec.evaluation
-    loss = held_out_loss(model, data.validation, prepared=prepared)
-    asked = data.questions[: settings.max_examples] if "exactMatch" in settings.metrics else []
+    losses = example_losses(model, data.validation, prepared=prepared)
+    general = _finite(example_losses(model, _within_limit(data.general, model), prepared=prepared))
+    asked = data.questions[: settings.max_examples] if settings.metrics or settings.judge else []
     samples = [sample_prompt(text, data=data, tokenizer=tokenizer) for text in settings.samples.prompts]
     with computing(prepared.resolved.precision):
         given = answers(
@@ -86,12 +100,20 @@ def measure(model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, confi
             max_new_tokens=settings.max_new_tokens,
             max_prompt_tokens=prepared.resolved.max_sequence_length,
         )
-    scores = Scores(
-        loss=loss,
-        perplexity=math.exp(min(loss, _MAX_EXPONENT)),
-        exact_match=_exact_match(asked, given) if asked else None,
+    scores = scores_of(asked, given[: len(asked)], settings)
+    return Measured(
+        scores=Scores(
+            loss=mean_loss(losses),
+            perplexity=_perplexity(losses),
+            general_perplexity=_perplexity(general) if general else None,
+            **{to_snake(metric): fmean(each) for metric, each in scores.items()},
+        ),
+        losses=tuple(losses),
+        general_losses=tuple(general),
+        answer_scores={metric.value: tuple(each) for metric, each in scores.items()},
+        answers=tuple(given[: len(asked)]),
+        samples=tuple(given[len(asked) :]),
     )
-    return Measured(scores=scores, answers=tuple(given[: len(asked)]), samples=tuple(given[len(asked) :]))
 
 
 def measure_base(
@@ -99,12 +121,29 @@ def measure_base(
 ) -> Measured:
     """Return what the untrained model says: from storage where an earlier attempt has asked it already."""
     uri = paths.join(config.run_uri, BASE_RESULTS)
-    if (known := _known_base(uri, config, store)) is not None:
+    if (known := _known(uri, data, config=config, store=store)) is not None:
         return known
     log.info("evaluating the base model on %d held-out examples", len(data.validation))
     measured = measure(model, tokenizer, data=data, prepared=prepared, config=config)
-    results = BaseResults(config_hash=config.config_hash, prepared_sha256=config.prepared_sha256, measured=measured)
-    store.write(uri, results.to_json().encode())
+    _keep(uri, measured, data, config=config, store=store)
+    return measured
+
+
+def measure_tuned(
+    model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, config: RunConfig, store: Store, weights: str | None
+) -> Measured:
+    """Return what the tuned model says: from storage where an attempt that had the same weights has asked it already.
+
+    `weights` names them: equal text, equal weights; None if they have no name, and then nothing is kept.
+    """
+    uri = paths.join(config.run_uri, TUNED_RESULTS)
+    known = _known(uri, data, config=config, store=store, weights=weights) if weights else None
+    if known is not None:
+        return known
+    log.info("evaluating the tuned model on %d held-out examples", len(data.validation))
+    measured = measure(model, tokenizer, data=data, prepared=prepared, config=config)
+    if weights:
+        _keep(uri, measured, data, config=config, store=store, weights=weights)
     return measured
 
 
@@ -114,18 +153,47 @@ def sample_prompt(text: str, *, data: Data, tokenizer: Any) -> str | list[dict[s
     return [{"role": "user", "content": text}] if chats and tokenizer.chat_template else text
 
 
-def _known_base(uri: str, config: RunConfig, store: Store) -> Measured | None:
+def _keep(uri: str, measured: Measured, data: Data, *, config: RunConfig, store: Store, weights: str = "") -> None:
+    results = Results(
+        config_hash=config.config_hash,
+        prepared_sha256=config.prepared_sha256,
+        general=_digest(data.general),
+        weights=weights,
+        measured=measured,
+    )
+    store.write(uri, results.to_json().encode())
+
+
+def _known(uri: str, data: Data, *, config: RunConfig, store: Store, weights: str = "") -> Measured | None:
     try:
-        results = BaseResults.model_validate_json(store.read(uri))
+        results = Results.model_validate_json(store.read(uri))
     except (NotFoundError, ValidationError):
         return None
-    same = (results.config_hash, results.prepared_sha256) == (config.config_hash, config.prepared_sha256)
+    found = (results.config_hash, results.prepared_sha256, results.general, results.weights)
+    same = found == (config.config_hash, config.prepared_sha256, _digest(data.general), weights)
     return results.measured if same else None
 
 
-def _exact_match(asked: Sequence[Question], given: Sequence[str]) -> float:
-    right = sum(question.answer.strip() == text.strip() for question, text in zip(asked, given, strict=False))
-    return right / len(asked)
+def _digest(rows: Sequence[Row]) -> str:
+    return hashlib.sha256(json.dumps([row["input_ids"] for row in rows]).encode()).hexdigest()
+
+
+def _perplexity(losses: Sequence[ExampleLoss]) -> float:
+    return math.exp(min(mean_loss(losses), _MAX_EXPONENT))
+
+
+def _finite(losses: list[ExampleLoss]) -> list[ExampleLoss]:
+    """Return losses, or none of them if one is no number: what is only looked at must not lose the model."""
+    if all(math.isfinite(loss) for loss, _ in losses):
+        return losses
+    log.warning("the loss on general text is not finite: forgetting is not measured")
+    return []
+
+
+def _within_limit(rows: Sequence[Row], model: Any) -> list[Row]:
+    """Return rows cut to what the model holds."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return [{name: tokens[:limit] for name, tokens in row.items()} for row in rows]
 
 
 def _padded(batch: Sequence[Row], *, pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:

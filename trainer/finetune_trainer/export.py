@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune_contract import paths
+from finetune_contract.evaluation import EvaluationSummary, JudgeVerdict
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.outcome import EvaluationSummary, Manifest, OutputFile, TrainResult, artifact
+from finetune_contract.outcome import Manifest, OutputFile, TrainResult, artifact
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
 from finetune_contract.samples import Sample, to_lines
 from finetune_contract.spec import Gguf, MergedBase, Method, Quantization
 from finetune_trainer.dataset import Question
 from finetune_trainer.errors import AlreadyExistsError, TrainerError
-from finetune_trainer.evaluate import Measured
+from finetune_trainer.evaluation.measured import Measured
 from finetune_trainer.logs import log
 from finetune_trainer.model_folder import read_config, stop_ids
 from finetune_trainer.results import EvaluationFile, Exchange, completed_run, not_as_listed, result_of
@@ -42,6 +44,9 @@ TRACKING = "tracking"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "gguf", "finetune-operator")
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
 class Lineage:
     """Where the results come from and how good they are."""
@@ -52,9 +57,13 @@ class Lineage:
     training: Training
     base: Measured
     tuned: Measured
+    summary: EvaluationSummary
+    """Base against tuned."""
     questions: tuple[Question, ...]
     samples: tuple[Sample, ...] = ()
     """Answers while the model was trained."""
+    verdicts: tuple[JudgeVerdict | None, ...] = ()
+    """The judge's, on the first questions."""
 
     @property
     def merged_from(self) -> str | None:
@@ -70,11 +79,6 @@ class Lineage:
         spec = self.config.spec
         original = spec.method is not Method.QLORA or spec.output.merged.base is MergedBase.ORIGINAL
         return None if original else spec.quantization or Quantization()
-
-    @property
-    def summary(self) -> EvaluationSummary:
-        """Base against tuned."""
-        return EvaluationSummary(base=self.base.scores, tuned=self.tuned.scores)
 
 
 def export(
@@ -174,16 +178,28 @@ def evaluation_file(lineage: Lineage) -> EvaluationFile:
     return EvaluationFile(
         base=base.scores,
         tuned=tuned.scores,
+        comparisons=lineage.summary.comparisons,
+        gates=lineage.summary.gates,
+        judge=lineage.summary.judge,
+        warnings=lineage.summary.warnings,
         training=lineage.training,
         examples=tuple(
-            Exchange(prompt=question.prompt, expected=question.answer, base=before, tuned=after)
-            for question, before, after in zip(lineage.questions, base.answers, tuned.answers, strict=False)
+            Exchange(prompt=question.prompt, expected=question.answer, base=before, tuned=after, verdict=verdict)
+            for (question, before, after), verdict in zip_longest(
+                _side_by_side(lineage.questions, base.answers, tuned.answers), lineage.verdicts
+            )
         ),
         samples=tuple(
             Exchange(prompt=prompt, base=before, tuned=after)
-            for prompt, before, after in zip(prompts, base.samples, tuned.samples, strict=True)
+            for prompt, before, after in _side_by_side(prompts, base.samples, tuned.samples)
         ),
     )
+
+
+def _side_by_side(asked: Sequence[T], base: Sequence[str], tuned: Sequence[str]) -> Iterator[tuple[T, str | None, str]]:
+    """Yield prompt, the base's answer if it was asked, and the tuned model's."""
+    for index, (prompt, after) in enumerate(zip(asked, tuned, strict=False)):
+        yield prompt, base[index] if index < len(base) else None, after
 
 
 def manifest_of(files: list[OutputFile], lineage: Lineage, *, warnings: Sequence[str] = ()) -> Manifest:
@@ -209,6 +225,7 @@ def manifest_of(files: list[OutputFile], lineage: Lineage, *, warnings: Sequence
         artifacts={name: artifact(name, inside) for name, inside in folders.items()},
         merged_from=lineage.merged_from,
         evaluation=lineage.summary,
+        gates_passed=not lineage.summary.failed_gates if lineage.summary.gates else None,
         versions=versions(),
         warnings=tuple(warnings),
     )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.failures import is_accelerator_out_of_memory
+from finetune_trainer.logs import Pace, log
 from finetune_trainer.preemption import PREEMPTION
 
 BATCH = 8
@@ -27,12 +28,15 @@ def answers(
     was_training, model_cache = model.training, model.config.use_cache
     model.eval()
     model.config.use_cache = True
+    pace = Pace()
     try:
         for start in range(0, len(order), BATCH):
             PREEMPTION.check()
             chosen = order[start : start + BATCH]
             texts = _answer_batch(model, tokenizer, [encoded[i] for i in chosen], max_new_tokens=max_new_tokens)
             found.update(zip(chosen, texts, strict=True))
+            if pace.is_due:
+                log.info("answered %d of %d prompts", len(found), len(prompts))
     finally:
         model.config.use_cache = model_cache
         model.train(was_training)

@@ -37,6 +37,21 @@ class LogTail(logging.Handler):
         return "\n".join(self._lines)[-size:]
 
 
+class Pace:
+    """How often long work says how far it is."""
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last line is so long ago; then the next one is due so much later."""
+        if time.monotonic() - self._last < self._seconds:
+            return False
+        self._last = time.monotonic()
+        return True
+
+
 @contextmanager
 def logging_to_stderr(level: str) -> Iterator[LogTail]:
     """Log to stderr inside; yields the tail."""

@@ -45,6 +45,8 @@ from finetune_trainer.data.survey import Survey, survey
 from finetune_trainer.data.tokenize import Encoder, padding_token
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import NotFoundError, TrainerError
+from finetune_trainer.evaluation.forgetting import is_measured, paragraphs
+from finetune_trainer.evaluation.metrics import check_metrics, scorers
 from finetune_trainer.logs import log
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.storage.folders import upload_folder
@@ -93,9 +95,14 @@ def run_prepare(config: RunConfig, env: Environment) -> tuple[PrepareResult, str
 
 def _prepare(config: RunConfig, env: Environment, *, store: Store, scratch: Path) -> Prepared:
     spec = config.spec
+    # A JSON Schema that is none and a text that is not there are known here, not with a GPU waiting.
+    scorers(spec.evaluation)
+    if is_measured(config):
+        paragraphs(spec.evaluation.forgetting)
     with _settings_are_the_users():
         model = _read_model(config, env)
         data = _read_data(config, model, scratch)
+        check_metrics(spec.evaluation, data.survey.format)
         facts = DataFacts(data.survey.format, data.lengths.longest, data.lengths.most, data.lengths.mean)
         choice = choose(spec, device=config.device, facts=facts, shape=model.shape, limit=model.limit)
         _must_fit(config, choice, model.shape)

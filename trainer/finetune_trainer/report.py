@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from finetune_contract.evaluation import Verdict
+from finetune_contract.measures import Measure
 from finetune_contract.samples import Sample
-from finetune_trainer.card import lineage_rows, score_rows, training_rows, usage_rows
+from finetune_trainer.card import gate_rows, lineage_rows, score_rows, training_rows, usage_rows
 from finetune_trainer.charts import Chart, Curve, draw, histogram, smoothed
 from finetune_trainer.summary import Point
 
@@ -47,7 +49,9 @@ def report_page(lineage: Lineage, evaluation: EvaluationFile, *, warnings: Seque
         job=lineage.config.job,
         spec=lineage.config.spec,
         tiles=_tiles(lineage),
-        scores=score_rows(evaluation.base, evaluation.tuned),
+        scores=score_rows(lineage.summary),
+        gates=gate_rows(lineage.summary),
+        measure_warnings=lineage.summary.warnings,
         lineage=lineage_rows(lineage),
         training=[*training_rows(lineage), *usage_rows(lineage.training)],
         chart=_loss_chart(lineage),
@@ -82,20 +86,22 @@ def _tiles(lineage: Lineage) -> list[Tile]:
 
 def _score_tiles(lineage: Lineage) -> list[Tile]:
     before, after = lineage.base.scores, lineage.tuned.scores
+    verdicts = {found.metric: found.verdict for found in lineage.summary.comparisons}
     tiles = []
-    for title, base, tuned, less_is_better in (
-        ("Held-out loss", before.loss, after.loss, True),
-        ("Perplexity", before.perplexity, after.perplexity, True),
-        ("Exact match", before.exact_match, after.exact_match, False),
+    for title, base, tuned, measure in (
+        ("Held-out loss", before.loss, after.loss, Measure.LOSS),
+        ("Perplexity", before.perplexity, after.perplexity, Measure.LOSS),
+        ("Exact match", before.exact_match, after.exact_match, Measure.EXACT_MATCH),
     ):
         if tuned is None:
             continue
-        if base is None:
-            tiles.append(Tile(title, f"{tuned:.4g}"))
-            continue
-        better = None if tuned == base else (tuned < base) == less_is_better
-        tiles.append(Tile(title, f"{tuned:.4g}", f"from {base:.4g}", good=better))
+        note = "" if base is None else f"from {base:.4g}"
+        tiles.append(Tile(title, f"{tuned:.4g}", note, good=_GOOD.get(verdicts.get(measure))))
     return tiles
+
+
+_GOOD: dict[Verdict | None, bool] = {Verdict.BETTER: True, Verdict.WORSE: False}
+"""A difference is coloured only where it is one."""
 
 
 def _memory(lineage: Lineage) -> tuple[str, str]:
@@ -150,6 +156,6 @@ def _shown(exchange: Exchange) -> dict[str, str]:
     return {
         "prompt": _text(exchange.prompt),
         "expected": exchange.expected or "",
-        "base": exchange.base,
+        "base": exchange.base or "",
         "tuned": exchange.tuned,
     }

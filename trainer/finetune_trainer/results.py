@@ -10,9 +10,10 @@ from hashlib import sha256
 from pydantic import ValidationError
 
 from finetune_contract import paths
+from finetune_contract.evaluation import Comparison, GateResult, JudgeCounts, JudgeVerdict, Scores
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.model import Model
-from finetune_contract.outcome import Manifest, OutputFile, Scores, TrainingSummary, TrainResult, Usage
+from finetune_contract.outcome import Manifest, OutputFile, TrainingSummary, TrainResult, Usage
 from finetune_contract.run_config import RunConfig
 from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.storage import Store
@@ -24,8 +25,11 @@ class Exchange(Model):
 
     prompt: str | list[dict[str, str]]
     expected: str | None = None
-    base: str
+    base: str | None = None
+    """Absent with compareWithBase: false."""
     tuned: str
+    verdict: JudgeVerdict | None = None
+    """The judge's."""
 
 
 class EvaluationFile(Model):
@@ -33,6 +37,10 @@ class EvaluationFile(Model):
 
     base: Scores
     tuned: Scores
+    comparisons: tuple[Comparison, ...] = ()
+    gates: tuple[GateResult, ...] = ()
+    judge: JudgeCounts | None = None
+    warnings: tuple[str, ...] = ()
     training: Training
     examples: tuple[Exchange, ...] = ()
     """Held-out questions, if a metric asked for answers."""

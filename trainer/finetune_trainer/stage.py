@@ -11,10 +11,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.outcome import MAX_LOCAL_BYTES, MAX_MESSAGE_BYTES, Stage, TerminationMessage
+from finetune_contract.outcome import MAX_LOCAL_BYTES, MAX_MESSAGE_BYTES, Stage, TerminationMessage, TrainResult
 from finetune_contract.run_config import RunConfig
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.gates import sentence
 from finetune_trainer.failures import explain
 from finetune_trainer.logs import log, logging_to_stderr
 from finetune_trainer.preemption import PREEMPTION
@@ -30,7 +31,10 @@ def run_stage(stage: Stage, env: Environment, *, log_level: str = "INFO") -> int
         try:
             PREEMPTION.check()
             message = _perform(stage, load_config(env.config), env)
-            log.info("%s: completed", stage)
+            if message.exit_code:
+                log.error("%s: %s: %s", stage, message.reason, message.message)
+            else:
+                log.info("%s: completed", stage)
         except Exception as error:
             # The border where every exception becomes an exit code; from here on no signal changes it.
             with PREEMPTION.deferred():
@@ -72,7 +76,7 @@ def _perform(stage: Stage, config: RunConfig, env: Environment) -> TerminationMe
             from finetune_trainer.train import run_train
 
             trained, sha256 = run_train(config, env)
-            return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED, sha256=sha256, trained=trained)
+            return _trained(stage, config, trained, sha256)
         case "check":
             from finetune_trainer.check import run_check
 
@@ -81,7 +85,17 @@ def _perform(stage: Stage, config: RunConfig, env: Environment) -> TerminationMe
             from finetune_trainer.collect import run_collect
 
             trained, sha256 = run_collect(config)
-            return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED, sha256=sha256, trained=trained)
+            return _trained(stage, config, trained, sha256)
+
+
+def _trained(stage: Stage, config: RunConfig, trained: TrainResult, sha256: str) -> TerminationMessage:
+    """Return the last word on a run whose outputs are all there: below a gate it has failed, with its result."""
+    failed = trained.evaluation.failed_gates if trained.evaluation else ()
+    if not failed:
+        return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED, sha256=sha256, trained=trained)
+    failure = TrainerError(ExitCode.GATE_FAILED, sentence(failed, config.run_uri))
+    message = _failed(stage, failure, log_tail="")
+    return message.model_copy(update={"sha256": sha256, "trained": trained})
 
 
 def _names(config: RunConfig) -> tuple[str, str]:

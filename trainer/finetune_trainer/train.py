@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import gc
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from finetune_contract.evaluation import EvaluationSummary
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import TrainResult
 from finetune_contract.prepared import Prepared
@@ -28,7 +29,11 @@ from finetune_trainer.dataset import Data, fetch_data, read_prepared
 from finetune_trainer.dryrun import Plan, fit, largest_divisor, plans
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluate import Measured, measure, measure_base
+from finetune_trainer.evaluate import measure_base, measure_tuned
+from finetune_trainer.evaluation.compare import summarise
+from finetune_trainer.evaluation.forgetting import general_rows
+from finetune_trainer.evaluation.judge import Judged, Pair, judge_pairs
+from finetune_trainer.evaluation.measured import Measured
 from finetune_trainer.export import TRACKING, Lineage, export
 from finetune_trainer.fetch import FetchedModel, fetch_model
 from finetune_trainer.figures import GpuClock, efficiency, gpus
@@ -114,16 +119,9 @@ def _gather(config: RunConfig, env: Environment, store: Store) -> _Run:
     folder.mkdir(parents=True)
     data = fetch_data(config, prepared, store, folder=folder / "data")
     fetched = fetch_model(config, env, weights=True)
-    return _Run(
-        config,
-        prepared,
-        store,
-        folder,
-        data,
-        fetched,
-        load_tokenizer(fetched.path, config.spec.model.new_tokens),
-        clock,
-    )
+    tokenizer = load_tokenizer(fetched.path, config.spec.model.new_tokens)
+    data = replace(data, general=general_rows(config, tokenizer))
+    return _Run(config, prepared, store, folder, data, fetched, tokenizer, clock)
 
 
 def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
@@ -133,6 +131,7 @@ def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
     tuned = _evaluate(run, loop, training)
     weights = run.folder / "tuned"
     save_result(loop.model, weights)
+    judged = _judge(run, base, tuned)
     lineage = Lineage(
         config=run.config,
         prepared=run.prepared,
@@ -140,8 +139,10 @@ def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
         training=training,
         base=base,
         tuned=tuned,
+        summary=_compare(run, base, tuned, judged=judged),
         questions=tuple(run.data.questions),
         samples=samples,
+        verdicts=judged.verdicts if judged else (),
     )
     return weights, lineage
 
@@ -179,6 +180,8 @@ def _get_ready(run: _Run) -> tuple[Loop, Measured]:
         loop.compare_with(
             with_reference(loop.model, run.data, prepared=run.prepared, config=run.config, store=run.store)
         )
+    if not run.config.spec.evaluation.compare_with_base:
+        return loop, Measured()
     base = measure_base(
         loop.model, run.tokenizer, data=run.data, prepared=run.prepared, config=run.config, store=run.store
     )
@@ -271,8 +274,18 @@ def _training(loop: Loop, report: Report, *, resumed_from: int | None) -> Traini
 
 
 def _evaluate(run: _Run, loop: Loop, training: Training) -> Measured:
-    log.info("evaluating the tuned model on %d held-out examples", len(run.data.validation))
-    tuned = measure(loop.model, run.tokenizer, data=run.data, prepared=run.prepared, config=run.config)
+    # A resume may find other best weights, but none with the same loss to the last digit at the same step.
+    best = training.best_loss
+    weights = f"step {training.best_step} of {training.steps}, held-out loss {best!r}" if best is not None else None
+    tuned = measure_tuned(
+        loop.model,
+        run.tokenizer,
+        data=run.data,
+        prepared=run.prepared,
+        config=run.config,
+        store=run.store,
+        weights=weights,
+    )
     loss, expected = tuned.scores.loss, training.best_loss
     if isinstance(loop, PreferenceLoop):  # its loss is not that of the answers
         loss = loop.measure(safe_point=PREEMPTION.check)["eval_loss"]
@@ -282,6 +295,21 @@ def _evaluate(run: _Run, loop: Loop, training: Training) -> Measured:
             f"The best weights give a held-out loss of {loss:.4f}, measured as {expected:.4f} in training.",
         )
     return tuned
+
+
+def _judge(run: _Run, base: Measured, tuned: Measured) -> Judged | None:
+    judge = run.config.spec.evaluation.judge
+    if judge is None or not tuned.answers:
+        return None
+    pairs = [Pair(*each) for each in zip(run.data.questions, base.answers, tuned.answers, strict=False)]
+    return judge_pairs(pairs[: judge.max_examples], config=run.config, store=run.store)
+
+
+def _compare(run: _Run, base: Measured, tuned: Measured, *, judged: Judged | None) -> EvaluationSummary:
+    summary = summarise(base, tuned, gates=run.config.spec.evaluation.gates, judged=judged)
+    for found in summary.comparisons:
+        log.info("%s: %+g [%+g, %+g]: %s", found.metric, found.change, found.low, found.high, found.verdict)
+    return summary
 
 
 def _free_memory() -> None:

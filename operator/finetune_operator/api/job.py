@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, WithJsonSchema
 
+from finetune_contract.fields import Name
 from finetune_contract.model import Model
-from finetune_contract.spec import Name, TuningSpec
+from finetune_contract.spec import TuningSpec
 
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
 # The limits stand on each member: on the union, pydantic would ask an integer for its length.

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
 
+from finetune_contract.fields import Name, Uri
 from finetune_contract.model import Model
-from finetune_contract.spec import Name, Uri
 from finetune_operator.api.job import Quantity, Trainer
 
 Pattern = Annotated[str, Field(min_length=1, max_length=512)]
@@ -24,6 +24,8 @@ class Limits(Model):
     """Patterns of model URIs; any model when absent."""
     allowed_images: Patterns | None = None
     """Patterns of trainer images that a job may name; only the profile's own when absent."""
+    allowed_endpoints: Patterns | None = None
+    """Endpoints that a job may name in evaluation.judge, as https://judge.example.com/v1: host and port with * for any characters, then all paths below. When absent only those among the profile's own defaults."""
     allowed_output_prefixes: Annotated[tuple[Uri, ...], Field(max_length=64)] | None = None
     """Prefixes of output URIs; any output when absent."""
 

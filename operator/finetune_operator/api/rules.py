@@ -7,13 +7,14 @@ JSON value. A test feeds both the same table of manifests and compares the answe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from finetune_contract.spec import TuningSpec
 from finetune_operator.api.constants import MAX_NAME_LENGTH
+from finetune_operator.api.evaluation_rules import evaluation_rules
 from finetune_operator.api.job import FineTuneJobSpec, Scheduling
+from finetune_operator.api.rule import Rule
 
 _BUCKET = "[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
 _NAME = "[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
@@ -26,22 +27,6 @@ _AZ = "az://[a-z0-9]([a-z0-9-]*[a-z0-9])?/.+"
 _PVC = f"pvc://{_NAME}(/.*)?"
 _CREDENTIALS = "^[a-z0-9]+://[^/]*@"
 _DNS_LABEL = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule at one place of a FineTuneJob."""
-
-    at: tuple[str, ...]
-    """Path of the value that the rule is about, from the object's root; () is the object, "[]" each item of a list."""
-    cel: str
-    """The rule as the API server evaluates it."""
-    message: str
-    """What is wrong and what to do."""
-    holds: Callable[[Any], bool]
-    """The same rule on the JSON value, for the command line."""
-    cluster_only: bool = False
-    """Whether the rule is lifted for `finetune run`."""
 
 
 def _uri_rules(at: tuple[str, ...], forms: tuple[str, ...], example: str) -> Iterator[Rule]:
@@ -168,6 +153,7 @@ JOB_RULES: tuple[Rule, ...] = (
         "microBatchSize must divide batchSize (16 when absent): a step is made of whole micro-batches",
         lambda hp: "microBatchSize" not in hp or hp.get("batchSize", 16) % hp["microBatchSize"] == 0,
     ),
+    *evaluation_rules(),
     *_uri_rules(
         ("spec", "model", "uri"),
         (_HF, _S3, _GS, _AZ, _PVC),
@@ -197,6 +183,11 @@ JOB_RULES: tuple[Rule, ...] = (
         ("spec", "checkpoint", "resumeFrom"),
         ("Latest", "None", _S3, _GS, _AZ, _PVC),
         "Latest, None, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or pvc://claim/path",
+    ),
+    *_uri_rules(
+        ("spec", "evaluation", "forgetting", "uri"),
+        (_S3, _GS, _AZ, _PVC),
+        "s3://bucket/path, gs://bucket/path, az://container/path or pvc://claim/path",
     ),
 )
 

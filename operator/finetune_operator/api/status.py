@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
+from finetune_contract.evaluation import EvaluationSummary
 from finetune_contract.exit_codes import FailureClass
 from finetune_contract.model import Model
-from finetune_contract.outcome import Artifact, EvaluationSummary, Pushed, TrainingSummary, Usage, Warnings
+from finetune_contract.outcome import Artifact, Pushed, TrainingSummary, Usage, Warnings
 from finetune_contract.prepared import DatasetSummary, Estimate, Resolved
 from finetune_operator.api.conditions import Phase
 

@@ -134,6 +134,9 @@ def _secrets(pod: PodRequest) -> list[Manifest]:
     names = [(use, ref.name if ref else default) for use, ref in uses]
     if spec.tracking and spec.tracking.secret_ref:
         names.append((Use.TRACKING, spec.tracking.secret_ref.name))
+    judge = spec.evaluation.judge
+    if judge and judge.secret_ref:  # a store's credentials are none for a judge
+        names.append((Use.JUDGE, judge.secret_ref.name))
     return [{"prefix": use.value, "secretRef": {"name": name}} for use, name in names if name]
 
 
@@ -154,8 +157,9 @@ def _training_resources(asked: Resources, profile: FineTuneProfileSpec, gpus: in
 
 def _claims(pod: PodRequest) -> tuple[str, ...]:
     spec = pod.spec
-    uris = (spec.model.uri, *spec.dataset.uris, spec.output.uri, spec.checkpoint.resume_from)
-    return tuple(dict.fromkeys(uri.split("/")[2] for uri in uris if uri.startswith("pvc://")))
+    perhaps = (spec.checkpoint.resume_from, spec.evaluation.forgetting.uri)
+    uris = (spec.model.uri, *spec.dataset.uris, spec.output.uri, *perhaps)
+    return tuple(dict.fromkeys(uri.split("/")[2] for uri in uris if uri and uri.startswith("pvc://")))
 
 
 def _mounts(pod: PodRequest, claims: tuple[str, ...]) -> list[Manifest]:

@@ -105,6 +105,7 @@ _BOUNDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "less_than_equal": lambda context: f"be at most {_plain(context['le'])}",
     "greater_than": lambda context: f"be more than {_plain(context['gt'])}",
     "less_than": lambda context: f"be less than {_plain(context['lt'])}",
+    "value_error": lambda context: str(context["error"]).removeprefix("must "),  # our own sentences
     "finite_number": lambda _: "be a finite number",
     "string_too_short": lambda _: "not be empty",
     "too_short": lambda _: "not be empty",

@@ -7,23 +7,48 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic.alias_generators import to_snake
+
 from finetune_contract import paths
-from finetune_contract.outcome import EvaluationSummary, Manifest, TrainingSummary
+from finetune_contract.evaluation import EvaluationSummary, Verdict
+from finetune_contract.measures import Measure
+from finetune_contract.outcome import Manifest, TrainingSummary
 from finetune_operator.cli.storage import StorageError, read
 from finetune_operator.cli.verify import human_bytes
 
+_VERDICTS = {
+    Verdict.BETTER: "better",
+    Verdict.WORSE: "worse",
+    Verdict.NO_CLEAR_DIFFERENCE: "no clear difference",
+}
+_FIELDS = {Measure.FORGETTING: "general_perplexity"}
 _WIDTH, _INDENT, _LINES = 100, 10, 3
-_ROWS = (("loss", "held-out loss", "{:.4f}"), ("perplexity", "perplexity", "{:.2f}"))
-_EXACT = ("exact_match", "exact answers", "{:.0%}")
+_ROWS = (
+    ("loss", "held-out loss", "{:.4f}"),
+    ("perplexity", "perplexity", "{:.2f}"),
+    ("exact_match", "exact answers", "{:.0%}"),
+    ("regex", "pattern found", "{:.0%}"),
+    ("json_valid", "valid JSON", "{:.0%}"),
+    ("json_schema", "fits the JSON Schema", "{:.0%}"),
+    ("rouge", "ROUGE-L", "{:.3f}"),
+    ("general_perplexity", "general perplexity", "{:.2f}"),
+    ("judge", "preferred by the judge", "{:.0%}"),
+)
 
 
 def comparison(evaluation: EvaluationSummary) -> Iterator[str]:
     """Yield the table of base against tuned."""
+    verdicts = {
+        _FIELDS.get(found.metric, to_snake(found.metric)): _VERDICTS[found.verdict] for found in evaluation.comparisons
+    }
     yield f"{'on the held-out part':<22}{'base':>10}{'tuned':>10}"
-    for field, title, form in (*_ROWS, _EXACT):
+    for field, title, form in _ROWS:
         base, tuned = getattr(evaluation.base, field), getattr(evaluation.tuned, field)
         if tuned is not None:
-            yield f"{title:<22}{form.format(base) if base is not None else '-':>10}{form.format(tuned):>10}"
+            verdict = f"  {verdicts[field]}" if field in verdicts else ""
+            yield f"{title:<22}{form.format(base) if base is not None else '-':>10}{form.format(tuned):>10}{verdict}"
+    for warning in evaluation.warnings:
+        yield f"warning: {warning}"
 
 
 def remarks(training: TrainingSummary | None) -> Iterator[str]:
@@ -49,7 +74,8 @@ def _exchange(exchange: dict[str, Any]) -> Iterator[str]:
     yield labelled("prompt", prompt if isinstance(prompt, str) else prompt[-1]["content"])
     if exchange.get("expected"):
         yield labelled("expected", exchange["expected"])
-    yield labelled("base", exchange["base"])
+    if "base" in exchange:
+        yield labelled("base", exchange["base"])
     yield labelled("tuned", exchange["tuned"])
     yield ""
 

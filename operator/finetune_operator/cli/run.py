@@ -33,7 +33,8 @@ examples:
 
 In a manifest a local path is file:///absolute/path; --model, --dataset and --output take relative ones, too.
 Credentials are read from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, HF_TOKEN, with
-the prefix MODEL_, DATASET_ or OUTPUT_ where they differ); secretRef, scheduling and profile are a cluster's.
+the prefix MODEL_, DATASET_ or OUTPUT_ where they differ; OPENAI_API_KEY for a judge); secretRef, scheduling and
+profile are a cluster's.
 
 Ctrl-C checkpoints and stops; the same command goes on from there. exit code: 0, 2 for a bad manifest, or the
 trainer's (finetune_contract/exit_codes.py).
@@ -149,6 +150,8 @@ def _train(local: LocalRun) -> None:
     trained = _stage("train", local, config)
     if trained.trained:
         _show(config, trained.trained)
+    if trained.exit_code:  # a gate failed: the results are there all the same
+        raise _StoppedError(trained)
 
 
 def _stage(stage: Any, local: LocalRun, config: RunConfig) -> TerminationMessage:
@@ -156,7 +159,7 @@ def _stage(stage: Any, local: LocalRun, config: RunConfig) -> TerminationMessage
     config_file.write_text(config.to_json(), encoding="utf-8")
     environment = local.environment(config_file, message_file)
     message = run_stage(stage, environment=environment, message_file=message_file)
-    if message.exit_code:
+    if message.exit_code and not message.trained:
         raise _StoppedError(message)
     return message
 

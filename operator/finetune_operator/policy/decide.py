@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from finetune_contract.exit_codes import FailureClass
+from finetune_contract.exit_codes import ExitCode, FailureClass
 from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Reason
 from finetune_operator.api.parse import format_time
@@ -122,7 +122,7 @@ def _advance(view: View, draft: Draft, effective: Effective, *, now: datetime, s
     if child.deleting and child.state == "active":
         return _deleted(draft, effective, now)
     if child.state == "failed":
-        return _failed(draft, effective, classify(child, pods), now=now)
+        return _ended_badly(draft, effective, classify(child, pods), pods=pods, now=now)
     if child.state == "complete":
         return _complete(view, draft, effective, now=now)
     return _active(view, draft, effective, now=now, settings=settings)
@@ -170,6 +170,20 @@ def _complete(view: View, draft: Draft, effective: Effective, *, now: datetime) 
         return _missing(replace(view, pods=()), draft, effective, now=now)
     results.succeeded(draft, effective, said, now)
     return _Step()
+
+
+def _ended_badly(
+    draft: Draft, effective: Effective, failed: Failed, *, pods: tuple[PodView, ...], now: datetime
+) -> _Step:
+    """A run outside a gate has failed with all its outputs: where its message is lost they are collected."""
+    if failed.exit_code == ExitCode.GATE_FAILED and _stage(draft) == "train":
+        said = results.result_of(pods, "train")
+        if said is None:
+            lost = "a gate failed, but the pod's message with the result is gone"
+            failed = replace(failed, failure_class=FailureClass.DISRUPTED, reason=Reason.RESULT_LOST, message=lost)
+        else:
+            results.take_over(draft, effective, said, now)
+    return _failed(draft, effective, failed, now=now)
 
 
 def _of(pod: PodView, draft: Draft) -> bool:

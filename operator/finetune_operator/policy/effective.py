@@ -19,6 +19,7 @@ from finetune_operator.api.hashing import config_hash
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
 from finetune_operator.api.views import JobView, ProfileView
+from finetune_operator.policy.endpoints import endpoint_refusal
 
 DEFAULT_GPU_RESOURCE = "nvidia.com/gpu"
 _CONFIG_HEADROOM = 4096
@@ -63,7 +64,7 @@ def effective_spec(job: JobView, profiles: tuple[ProfileView, ...], default_imag
         spec = FineTuneJobSpec.model_validate(merged)
     except ValidationError as error:
         return Problem(Reason.INVALID_SPEC, _first_error(error))
-    refusal = next(_refusals(job, spec, profile), None) if profile else None
+    refusal = endpoint_refusal(spec, profile) or (next(_refusals(job, spec, profile), None) if profile else None)
     if refusal:
         return Problem(Reason.PROFILE_REFUSED, refusal)
     if len(spec.to_json().encode()) > MAX_BYTES - _CONFIG_HEADROOM:

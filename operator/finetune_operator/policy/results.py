@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from finetune_contract import paths
+from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import Artifact, TerminationMessage, TrainResult
 from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Reason
@@ -15,12 +16,14 @@ from finetune_operator.policy.draft import Draft
 from finetune_operator.policy.effective import Effective
 from finetune_operator.policy.progress import shown
 
+_WITH_RESULT = (ExitCode.SUCCESS, ExitCode.GATE_FAILED)
+
 
 def result_of(pods: tuple[PodView, ...], stage: Stage) -> TerminationMessage | None:
     """Return the message in which a finished stage tells its result, or None if it was lost."""
     for pod in pods:
         for container in pod.containers:
-            said = TerminationMessage.decode(container.message) if container.exit_code == 0 else None
+            said = TerminationMessage.decode(container.message) if container.exit_code in _WITH_RESULT else None
             if said and said.sha256 and (said.prepared if stage == "prepare" else said.trained):
                 return said
     return None
@@ -40,10 +43,18 @@ def prepared(draft: Draft, said: TerminationMessage) -> None:
 
 def succeeded(draft: Draft, effective: Effective, said: TerminationMessage, now: datetime) -> None:
     """Take over what train produced: the job is complete."""
-    result = said.trained
+    uri = take_over(draft, effective, said, now)
+    draft.condition(T.PODS_READY, False, Reason.SUCCEEDED, "the pods have ended")
+    draft.condition(T.RUNNING, False, Reason.SUCCEEDED, "training has ended")
+    draft.condition(T.FAILED, False, Reason.NOT_FAILED)
+    draft.condition(T.COMPLETE, True, Reason.SUCCEEDED, f"the outputs are at {uri}{_remarks(said.trained)}")
+
+
+def take_over(draft: Draft, effective: Effective, said: TerminationMessage, now: datetime) -> str:
+    """Take over outputs, evaluation and progress, which a run below a gate has as well; return the run's folder."""
+    result, uri = said.trained, paths.run_uri(effective.spec.output.uri, draft.status.run or 1)
     if result is None:  # result_of excludes it
-        return
-    uri = paths.run_uri(effective.spec.output.uri, draft.status.run or 1)
+        return uri
     draft.set(
         outputs=_outputs(uri, result, said.sha256 or ""),
         usage=result.usage or draft.status.usage,
@@ -53,19 +64,17 @@ def succeeded(draft: Draft, effective: Effective, said: TerminationMessage, now:
         progress=_final(draft.status.progress, result, now),
         checkpoint=_checkpoint(uri, result) or draft.status.checkpoint,
     )
-    draft.condition(T.PODS_READY, False, Reason.SUCCEEDED, "the pods have ended")
-    draft.condition(T.RUNNING, False, Reason.SUCCEEDED, "training has ended")
     draft.condition(T.OUTPUTS_READY, True, Reason.MANIFEST_WRITTEN, f"the outputs are at {uri}")
-    draft.condition(T.FAILED, False, Reason.NOT_FAILED)
-    draft.condition(T.COMPLETE, True, Reason.SUCCEEDED, f"the outputs are at {uri}{_remarks(result)}")
+    return uri
 
 
-def _remarks(result: TrainResult) -> str:
-    training = result.training
-    if training is None:
+def _remarks(result: TrainResult | None) -> str:
+    if result is None:
         return ""
-    early = f"; stopped early at step {result.step}" if training.stopped_early else ""
-    return early + (f"; {len(training.warnings)} warnings in status.training" if training.warnings else "")
+    early = f"; stopped early at step {result.step}" if result.training and result.training.stopped_early else ""
+    warned = {"training": result.training, "evaluation": result.evaluation}
+    counts = {name: len(part.warnings) for name, part in warned.items() if part and part.warnings}
+    return early + "".join(f"; {count} warnings in status.{name}" for name, count in counts.items())
 
 
 def _outputs(uri: str, result: TrainResult, sha256: str) -> Outputs:

@@ -2,7 +2,8 @@
 
 `s3://fake/<stage>=<act>,...` where an act is `ok` (the default), `exit-<code>`, `run` (train until SIGTERM, then exit
 with the code for preemption), `hang` (ignore SIGTERM), `post` (report progress, then run), `silent` (exit 0 and say
-nothing), `nap` (take four seconds), `once-<code>` (fail so in the first attempt only).
+nothing), `gate` (write the outputs, and fail for a gate), `nap` (take four seconds), `once-<code>` (fail so in the
+first attempt only).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 MESSAGE = Path("/dev/termination-log")
 CONFIG = json.loads(Path("/etc/finetune/config.json").read_text())
 PREEMPTED = 60
+GATE_FAILED = 24
 
 
 def main(stage: str) -> int:
@@ -37,6 +39,9 @@ def main(stage: str) -> int:
         time.sleep(4)
     if doing == "silent":
         return 0
+    if doing == "gate":
+        _says({"stage": "train", "exitCode": GATE_FAILED, "reason": "GateFailed", **_gated(_result(stage))})
+        return GATE_FAILED
     if doing in ("run", "hang", "post"):
         _runs(doing)
     _says({"stage": stage if stage != "collect" else "train", "exitCode": 0, "reason": "Completed", **_result(stage)})
@@ -101,6 +106,20 @@ def _result(stage: str) -> dict[str, Any]:
         "sha256": "c" * 64,
         "trained": {"step": 20, "loss": 0.5, "checkpointStep": 20, "artifacts": {"adapter": adapter}},
     }
+
+
+def _gated(result: dict[str, Any]) -> dict[str, Any]:
+    change = {"change": 0.25, "low": 0.1, "high": 0.5, "verdict": "Better"}
+    counts = dict.fromkeys(("pairs", "tuned", "base", "tie", "contradictory", "unclear", "unanswered"), 1)
+    evaluation = {
+        "base": {"loss": 2.5, "exactMatch": 0.0, "judge": 0.4},
+        "tuned": {"loss": 1.5, "exactMatch": 0.25, "judge": 0.6},
+        "comparisons": [{"metric": metric, **change} for metric in ("loss", "exactMatch", "forgetting", "judge")],
+        "gates": [{"metric": "exactMatch", "min": 0.9, "relativeTo": "base", "value": 0.25, "passed": False}],
+        "judge": counts,
+        "warnings": ["evaluation.judge answered nonsense on 1 of 3."],
+    }
+    return {**result, "message": "a gate failed", "trained": {**result["trained"], "evaluation": evaluation}}
 
 
 def _says(message: dict[str, Any]) -> None:

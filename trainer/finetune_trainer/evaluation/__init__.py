@@ -1,0 +1,1 @@
+"""What is made of the answers and losses of the base and the tuned model: scores, differences, gates."""

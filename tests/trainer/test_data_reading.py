@@ -103,7 +103,7 @@ def turns(*roles_and_contents: tuple[str, Any]) -> dict[str, Any]:
         ({"instruction": "a", "input": 3, "output": "b"}, '"input" is a number; it must be a string'),
         ({"text": True}, '"text" is a boolean; it must be a string'),
         ({"text": "half \ud83e"}, '"text" has half of a UTF-16 pair'),
-        ({"chosen": "a", "rejected": "b"}, "looks like preference pairs, which is not supported"),
+        ({"prompt": "a", "chosen": "b", "rejected": 3}, '"chosen" and "rejected" must both be strings, or both lists'),
         (
             {"question": "a", "answer": "b"},
             "has the fields question, answer; wanted is one of: messages, conversations, ",

@@ -92,7 +92,30 @@ def _dequantized(
     grow_embeddings(quantized, new_tokens)
     adapted = PeftModel.from_pretrained(quantized, str(adapter)).eval()
     said = _logits(adapted, _probe(adapted))
-    return adapted.unload().dequantize().float(), said
+    weights = load_base(base, dtype=torch.float32, on=_CPU)
+    grow_embeddings(weights, new_tokens)
+    _copy(adapted.unload(), weights)
+    return weights, said
+
+
+def _copy(quantized: Any, weights: Any) -> None:
+    """Copy what a 4-bit model computes with into the same model in float32.
+
+    Module by module, since bitsandbytes has replaced more than numbers: GPT-2's Conv1D holds its matrix the other way.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Params4bit
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in weights.named_modules():
+        other = quantized.get_submodule(name)
+        for key, parameter in module.named_parameters(recurse=False):
+            trained = getattr(other, key)
+            if isinstance(trained, Params4bit):
+                value = dequantize_4bit(trained.data, trained.quant_state)
+                parameter.data = (value.T if isinstance(module, Conv1D) else value).float().contiguous()
+            else:
+                parameter.data = trained.data.float().clone()
 
 
 def _probe(model: Any) -> torch.Tensor:

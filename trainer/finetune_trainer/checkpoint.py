@@ -83,6 +83,14 @@ def restore_newest(folder: Path, *, config: RunConfig, store: Store) -> Place | 
     return None
 
 
+def restore(folder: Path, place: Place, *, config: RunConfig, store: Store) -> None:
+    """Fetch the checkpoint that another node goes on from. Raises STORAGE_UNAVAILABLE if it is not whole here."""
+    if problem := _restore(folder, place, config=config, store=store):
+        raise TrainerError(
+            ExitCode.STORAGE_UNAVAILABLE, f"The checkpoint of step {place.step} differs between nodes: {problem}."
+        )
+
+
 def prune(*, keep: int, config: RunConfig, store: Store) -> None:
     """Delete all but the newest committed checkpoints, and what never was committed before them."""
     places = _places(config, store)

@@ -19,11 +19,11 @@ from finetune_contract.outcome import Scores
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
 from finetune_trainer.dataset import IGNORED, Data, Question, Row, batches_by_length
+from finetune_trainer.distributed import stop_if_told, world
 from finetune_trainer.errors import NotFoundError
 from finetune_trainer.generate import answers
 from finetune_trainer.logs import log
 from finetune_trainer.model import computing
-from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.storage import Store
 
 BASE_RESULTS = "evaluation-base.json"
@@ -50,26 +50,26 @@ class BaseResults(Model):
 
 
 def held_out_loss(
-    model: Any, rows: Sequence[Row], *, prepared: Prepared, safe_point: Callable[[], None] = PREEMPTION.check
+    model: Any, rows: Sequence[Row], *, prepared: Prepared, safe_point: Callable[[], None] = stop_if_told
 ) -> float:
     """Return the mean loss a counted token; `safe_point` is called between batches and may raise."""
     resolved = prepared.resolved
-    budget = resolved.micro_batch_size * resolved.max_sequence_length
-    total, counted = 0.0, 0
+    batches = list(batches_by_length(rows, max_tokens=resolved.micro_batch_size * resolved.max_sequence_length))
+
+    def summed(batch: Sequence[Row]) -> tuple[float, int]:
+        inputs = _padded(batch, pad_token_id=prepared.pad_token_id, device=model.device)
+        # TRL's head: log-probabilities of the labels without the logits of the whole vocabulary.
+        output = model(**inputs, fused_lm_head=True, use_cache=False)
+        return -output.log_probs.double().sum().item(), int(output.label_mask.sum())
+
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), computing(resolved.precision):
-            for batch in batches_by_length(rows, max_tokens=budget):
-                safe_point()
-                inputs = _padded(batch, pad_token_id=prepared.pad_token_id, device=model.device)
-                # TRL's head: log-probabilities of the labels without the logits of the whole vocabulary.
-                output = model(**inputs, fused_lm_head=True, use_cache=False)
-                total -= output.log_probs.double().sum().item()
-                counted += int(output.label_mask.sum())
+            sums = world().share(batches, summed, safe_point=safe_point)
     finally:
         model.train(was_training)
-    return total / max(counted, 1)
+    return sum(loss for loss, _ in sums) / max(sum(counted for _, counted in sums), 1)
 
 
 def measure(model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, config: RunConfig) -> Measured:
@@ -99,12 +99,13 @@ def measure_base(
 ) -> Measured:
     """Return what the untrained model says: from storage where an earlier attempt has asked it already."""
     uri = paths.join(config.run_uri, BASE_RESULTS)
-    if (known := _known_base(uri, config, store)) is not None:
+    if (known := world().from_first(lambda: _known_base(uri, config, store))) is not None:
         return known
     log.info("evaluating the base model on %d held-out examples", len(data.validation))
     measured = measure(model, tokenizer, data=data, prepared=prepared, config=config)
     results = BaseResults(config_hash=config.config_hash, prepared_sha256=config.prepared_sha256, measured=measured)
-    store.write(uri, results.to_json().encode())
+    if world().first:
+        store.write(uri, results.to_json().encode())
     return measured
 
 

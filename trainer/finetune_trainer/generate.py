@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.distributed import stop_if_told, world
 from finetune_trainer.failures import is_accelerator_out_of_memory
-from finetune_trainer.preemption import PREEMPTION
 
 BATCH = 8
 
@@ -19,7 +19,7 @@ Prompt = str | list[dict[str, str]]
 def answers(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, max_prompt_tokens: int
 ) -> list[str]:
-    """Return one answer a prompt, without special tokens and outer blanks."""
+    """Return one answer a prompt, without special tokens and outer blanks; the ranks share the prompts."""
     encoded = [_encode(tokenizer, prompt)[-max_prompt_tokens:] for prompt in prompts]
     # Prompts of similar length share a batch: the padding costs less.
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
@@ -28,10 +28,13 @@ def answers(
     model.eval()
     model.config.use_cache = True
     try:
-        for start in range(0, len(order), BATCH):
-            PREEMPTION.check()
-            chosen = order[start : start + BATCH]
-            texts = _answer_batch(model, tokenizer, [encoded[i] for i in chosen], max_new_tokens=max_new_tokens)
+        batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+        answered = world().share(
+            batches,
+            lambda chosen: _answer_batch(model, tokenizer, [encoded[i] for i in chosen], max_new_tokens=max_new_tokens),
+            safe_point=stop_if_told,
+        )
+        for chosen, texts in zip(batches, answered, strict=True):
             found.update(zip(chosen, texts, strict=True))
     finally:
         model.config.use_cache = model_cache

@@ -69,10 +69,14 @@ def _perform(stage: Stage, config: RunConfig, env: Environment) -> TerminationMe
             log.info("model revision %s", fetched.revision)
             return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED)
         case "train":
+            from finetune_trainer.distributed import join
             from finetune_trainer.train import run_train
 
-            trained, sha256 = run_train(config, env)
-            return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED, sha256=sha256, trained=trained)
+            join()
+            done = run_train(config, env)
+            if done is None:  # not the first of several processes
+                return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED)
+            return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED, sha256=done[1], trained=done[0])
         case "check":
             from finetune_trainer.check import run_check
 

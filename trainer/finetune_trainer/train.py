@@ -21,10 +21,11 @@ from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.samples import Sample
 from finetune_contract.spec import Lora, Objective
-from finetune_trainer.callbacks import Report, SaveCheckpoints, StopOnDivergence, StopOnNonFinite
-from finetune_trainer.checkpoint import CheckpointUploader, restore_newest
+from finetune_trainer.callbacks import Report, SaveCheckpoints, StayTogether, StopOnDivergence, StopOnNonFinite
+from finetune_trainer.checkpoint import CheckpointUploader, Place, restore, restore_newest
 from finetune_trainer.claim import claim_run
 from finetune_trainer.dataset import Data, fetch_data, read_prepared
+from finetune_trainer.distributed import FETCHING, world
 from finetune_trainer.dryrun import Plan, fit, largest_divisor, plans
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
@@ -45,6 +46,7 @@ from finetune_trainer.samples import KeepSamples, SampleFile, prompts_to_ask
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.summary import Training, curve
 from finetune_trainer.tokenizer import load_tokenizer
+from finetune_trainer.watchdog import WATCHDOG
 
 _SAME = 1e-2
 """Two measurements of the same weights may differ by this share, on a GPU and in other batches."""
@@ -63,17 +65,25 @@ class _Run:
     tokenizer: Any
 
 
-def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str]:
-    """Train, evaluate and export; return the result and the sha256 of manifest.json."""
+def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str] | None:
+    """Train, evaluate and export; return the result and the sha256 of manifest.json.
+
+    None on other ranks than the first: their work ends with the evaluation.
+    """
     store = open_store(config.spec.output.uri, Use.OUTPUT)
-    if (done := completed_run(config, store)) is not None:
+    if (done := world().from_first(lambda: completed_run(config, store))) is not None:
         log.info("this run is complete already: nothing to do")
         return done
-    claim_run(config, store)
+    if world().size > 1 and config.spec.objective is not Objective.SFT:
+        raise TrainerError(ExitCode.CONFIG_INVALID, f"Objective {config.spec.objective} trains in one process.")
+    if world().first:
+        claim_run(config, store)
     run = _gather(config, env, store)
     progress = Progress(Poster.from_env())
     try:
         weights, lineage = _tune(run, progress)
+        if not world().first:
+            return None
         _free_memory()
         log.info("exporting to %s", config.run_uri)
         return export(weights, run.tokenizer, lineage, base_folder=run.fetched.path, folder=run.folder, store=store)
@@ -84,10 +94,12 @@ def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str]:
 def _gather(config: RunConfig, env: Environment, store: Store) -> _Run:
     prepared = read_prepared(config, store)
     folder = env.work / "train"
-    shutil.rmtree(folder, ignore_errors=True)  # an earlier container's
-    folder.mkdir(parents=True)
-    data = fetch_data(config, prepared, store, folder=folder / "data")
-    fetched = fetch_model(config, env, weights=True)
+    with world().one_a_node():
+        if not world().local_rank:
+            shutil.rmtree(folder, ignore_errors=True)  # an earlier container's
+            folder.mkdir(parents=True)
+        data = fetch_data(config, prepared, store, folder=folder / "data")
+        fetched = fetch_model(config, env, weights=True)
     return _Run(
         config, prepared, store, folder, data, fetched, load_tokenizer(fetched.path, config.spec.model.new_tokens)
     )
@@ -99,7 +111,8 @@ def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
     training, samples = _train(run, loop, progress)
     tuned = _evaluate(run, loop, training)
     weights = run.folder / "tuned"
-    save_result(loop.model, weights)
+    if world().first:
+        save_result(loop.model, weights)
     lineage = Lineage(
         config=run.config,
         prepared=run.prepared,
@@ -141,7 +154,7 @@ def _get_ready(run: _Run) -> tuple[Loop, Measured]:
     log.info("dry run of the longest micro-batch")
     wanted = Plan(_wanted_micro_batch(run), resolved.gradient_checkpointing)
     free = run.config.spec.hyperparameters.gradient_checkpointing is None
-    loop = fit(make, plans(wanted, batch_size=resolved.batch_size, free=free))
+    loop = fit(make, plans(wanted, batch_size=resolved.batch_size // world().size, free=free))
     if isinstance(loop, PreferenceLoop) and preference and preference.needs_reference:
         loop.compare_with(
             with_reference(loop.model, run.data, prepared=run.prepared, config=run.config, store=run.store)
@@ -161,19 +174,20 @@ def _wanted_micro_batch(run: _Run) -> int:
     resolved, asked = run.prepared.resolved, run.config.spec.hyperparameters.micro_batch_size
     # After memory ran out, the operator asks for less than what was resolved.
     wanted = min(resolved.micro_batch_size, asked or resolved.micro_batch_size)
-    return largest_divisor(resolved.batch_size, at_most=wanted) or 1
+    return largest_divisor(resolved.batch_size // world().size, at_most=wanted) or 1
 
 
 def _train(run: _Run, loop: Loop, progress: Progress) -> tuple[Training, tuple[Sample, ...]]:
     """Train from the newest checkpoint, or from the start, to the last step; the best weights are in the model then."""
     restored = run.folder / "restored"
-    place = restore_newest(restored, config=run.config, store=run.store)
+    place = _restore(run, restored)
     resumed_from = place.step if place else None
     if place:
         log.info("going on from the checkpoint of attempt %d, step %d", place.attempt, place.step)
     uploader = CheckpointUploader(config=run.config, store=run.store)
     loop.uploader = uploader
     samples = SampleFile(config=run.config, store=run.store, resumed_from=resumed_from)
+    loop.add_callback(StayTogether())
     loop.add_callback(StopOnNonFinite())
     loop.add_callback(StopOnDivergence())
     loop.add_callback(_samples_callback(run, samples))
@@ -184,13 +198,16 @@ def _train(run: _Run, loop: Loop, progress: Progress) -> tuple[Training, tuple[S
             uploader=uploader,
         )
     )
-    loop.add_callback(Report(progress, uploader=uploader, resumed_from=resumed_from))
+    if world().first:
+        loop.add_callback(Report(progress, uploader=uploader, resumed_from=resumed_from))
     try:
         with PREEMPTION.deferred():
             PREEMPTION.check()
             loop.run(restored if place else None)
             uploader.wait()
+            world().barrier(limit=FETCHING)  # the checkpoint is safe before a rank ends
     finally:
+        WATCHDOG.stop()
         samples.close()
         uploader.close()
         progress.update(checkpointStep=uploader.stored_step)
@@ -199,6 +216,16 @@ def _train(run: _Run, loop: Loop, progress: Progress) -> tuple[Training, tuple[S
         log.info("stopped early at step %d: %s", loop.state.global_step, loop.stopped_early)
     loop.load_best()
     return _training(loop, resumed_from=resumed_from), samples.samples
+
+
+def _restore(run: _Run, folder: Path) -> Place | None:
+    """Fetch the checkpoint that the first rank takes, once on each node."""
+    place = restore_newest(folder, config=run.config, store=run.store) if world().first else None
+    place = world().from_first(lambda: place)
+    with world().one_a_node():
+        if place and not folder.is_dir():
+            restore(folder, place, config=run.config, store=run.store)
+    return place
 
 
 def _samples_callback(run: _Run, file: SampleFile) -> KeepSamples:

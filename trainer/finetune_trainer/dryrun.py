@@ -91,8 +91,7 @@ _WHY_NOT = {
 
 def _try(loop: Loop, plan: Plan, *, last: bool) -> _Found:
     try:
-        with _alone(loop):
-            dry_run(loop, micro_batch=plan.micro_batch)
+        dry_run(loop, micro_batch=plan.micro_batch)
     except torch.OutOfMemoryError as error:
         if not is_accelerator_out_of_memory(error) or last:
             raise
@@ -120,7 +119,7 @@ def dry_run(loop: Loop, *, micro_batch: int) -> None:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         batch = longest_batch(loop, micro_batch)
-        with computing(loop.precision):
+        with computing(loop.precision), _alone(loop):
             loss = loop.training_step(loop.model, batch, batch["labels"][:, 1:].ne(IGNORED).sum())
         require_finite(loss.item(), "loss of the dry run")
         require_finite(_gradient_norm(loop.model), "gradients' norm of the dry run")

@@ -1,0 +1,164 @@
+"""Several processes train as one does: same losses, same outputs, and one of them never leaves the others waiting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_contract import paths
+from finetune_contract.exit_codes import ExitCode
+from finetune_contract.outcome import Manifest, TerminationMessage
+from finetune_contract.run_config import Device
+from tests.support.prepared import Case
+from tests.support.training import THIRD_PARTY, Outcome, make_case, train
+
+pytestmark = THIRD_PARTY
+
+TOLERANCE = 2e-5
+"""float32, sums in another order."""
+SPEC: dict[str, Any] = {"evaluation": {"metrics": ["exactMatch"], "maxNewTokens": 3}}
+# Four steps an epoch, the last one of 5 of 29 examples: not as many for each rank, nor for each micro-batch.
+SETTINGS: dict[str, Any] = {"total_steps": 9, "micro_batch_size": 2, "checkpoint_every_steps": 4}
+
+
+def two_ranks(case: Case) -> Case:
+    return Case(case.config.model_copy(update={"device": Device(processes=2)}), case.env, case.run)
+
+
+@contextmanager
+def trainer(case: Case, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the train stage as its container does."""
+    case.env.config.write_text(case.config.to_json())
+    places = {
+        paths.ENV_CONFIG: str(case.env.config),
+        paths.ENV_WORK: str(case.env.work),
+        paths.ENV_CACHE: str(case.env.cache),
+        paths.ENV_TERMINATION_LOG: str(case.env.termination_log),
+        "OMP_NUM_THREADS": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune_trainer", "train"],
+        env={**os.environ, **places, **variables},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, log = process.communicate(timeout=240)
+    return process.returncode, log
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if text in line:
+            return
+    raise AssertionError("".join(seen))
+
+
+def last_word(case: Case) -> TerminationMessage:
+    message = TerminationMessage.decode(case.env.termination_log.read_text())
+    assert message is not None
+    return message
+
+
+def outcome_of(case: Case) -> Outcome:
+    result = last_word(case).trained
+    assert result is not None
+    return Outcome(result=result, run=case.run)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return train(make_case(tmp_path_factory.mktemp("alone"), spec=SPEC, **SETTINGS))
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path, alone: Outcome) -> None:
+    case = two_ranks(make_case(tmp_path, spec=SPEC, **SETTINGS))
+
+    with trainer(case) as process:
+        code, log = finished(process)
+
+    assert code == 0, log
+    together = outcome_of(case)
+    assert together.losses == pytest.approx(alone.losses, abs=TOLERANCE)
+    assert together.held_out_losses == pytest.approx(alone.held_out_losses, abs=TOLERANCE)
+    assert together.evaluation["tuned"]["exactMatch"] == alone.evaluation["tuned"]["exactMatch"]
+    manifest = Manifest.model_validate_json((case.run / paths.MANIFEST).read_bytes())
+    assert set(manifest.artifacts) == {"adapter", "merged"}
+    assert log.count("train: completed") == 1
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Return the ranks' process ids, in order."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+DROPOUT: dict[str, Any] = {**SPEC, "lora": {"dropout": 0.2}}
+
+
+def test_a_stopped_and_resumed_run_of_two_equals_an_undisturbed_one(tmp_path: Path) -> None:
+    """Dropout draws random numbers at every step: a rank that lost their state would show."""
+    settings = {**SETTINGS, "total_steps": 12}
+    undisturbed, disturbed = (
+        two_ranks(make_case(tmp_path / name, spec=DROPOUT, **settings)) for name in ("undisturbed", "disturbed")
+    )
+    with trainer(undisturbed) as process:
+        code, log = finished(process)
+        assert code == 0, log
+
+    with trainer(disturbed) as process:
+        read_until(process, "checkpoint of step 4 stored")
+        # As a drained node does it to one pod of several: the other rank learns it from the first.
+        os.kill(children(process)[1], signal.SIGTERM)
+        code, log = finished(process)
+    assert code == last_word(disturbed).exit_code == ExitCode.PREEMPTED, log
+    second = disturbed.attempt(2)
+    with trainer(second) as process:
+        code, log = finished(process)
+
+    assert code == 0, log
+    resumed, whole = outcome_of(second), outcome_of(undisturbed)
+    assert resumed.result.resumed_from_step is not None
+    assert 4 <= resumed.result.resumed_from_step < 12
+    assert resumed.losses == whole.losses
+    assert resumed.held_out_losses == whole.held_out_losses
+    adapter = "adapter/adapter_model.safetensors"
+    assert (second.run / adapter).read_bytes() == (undisturbed.run / adapter).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("disturbance", "codes", "reason"),
+    [
+        pytest.param(signal.SIGKILL, {137}, "RankFailed", id="a rank dies"),
+        pytest.param(signal.SIGSTOP, {ExitCode.COLLECTIVE_TIMEOUT}, "CollectiveTimeout", id="a rank hangs"),
+    ],
+)
+def test_a_rank_that_is_lost_ends_the_attempt(
+    tmp_path: Path, disturbance: signal.Signals, codes: set[int], reason: str
+) -> None:
+    case = two_ranks(make_case(tmp_path, spec=SPEC, **{**SETTINGS, "total_steps": 100_000, "eval_every_steps": 5}))
+
+    with trainer(case, **{paths.ENV_COLLECTIVE_TIMEOUT: "8"}) as process:
+        read_until(process, "checkpoint of step 4 stored")
+        os.kill(children(process)[1], disturbance)
+        code, log = finished(process)
+
+    assert code in codes, log
+    assert (last_word(case).exit_code, last_word(case).reason) == (code, reason)

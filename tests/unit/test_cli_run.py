@@ -136,7 +136,7 @@ def test_a_run_outside_a_gate_shows_its_results_and_exits_with_the_gates_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended = TerminationMessage(
-        stage="train", exit_code=23, reason="GateFailed", message="too low", trained=TrainResult(step=4)
+        stage="train", exit_code=24, reason="GateFailed", message="too low", trained=TrainResult(step=4)
     )
 
     def run_stage(stage: Any, **_: Any) -> TerminationMessage:

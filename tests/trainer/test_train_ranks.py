@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -84,25 +85,70 @@ def outcome_of(case: Case) -> Outcome:
     return Outcome(result=result, run=case.run)
 
 
+GATED: dict[str, Any] = {
+    "evaluation": {**SPEC["evaluation"], "gates": [{"metric": "loss", "max": 0.1}]},
+    "tracking": {"tensorboard": {}},
+}
+"""What only the first rank does, with a gate that is missed: the tiny model learns little."""
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return train(make_case(tmp_path_factory.mktemp("alone"), spec=SPEC, **SETTINGS))
+    return train(make_case(tmp_path_factory.mktemp("alone"), spec=GATED, **SETTINGS))
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path, alone: Outcome) -> None:
-    case = two_ranks(make_case(tmp_path, spec=SPEC, **SETTINGS))
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, int, str]:
+    """The outcome of two processes, their exit code and log."""
+    case = two_ranks(make_case(tmp_path_factory.mktemp("together"), spec=GATED, **SETTINGS))
+    with trainer(case) as process:
+        code, log = finished(process)
+    return outcome_of(case), code, log
+
+
+def losses_of_examples(run: Path, name: str) -> list[float]:
+    """Return the loss of every held-out example and paragraph of general text, in their order."""
+    measured = json.loads((run / f"evaluation-{name}.json").read_text())["measured"]
+    return [loss for loss, _ in measured["losses"] + measured["generalLosses"]]
+
+
+def test_two_processes_give_what_one_gives(together: tuple[Outcome, int, str], alone: Outcome) -> None:
+    outcome, _, log = together
+    assert outcome.losses == pytest.approx(alone.losses, abs=TOLERANCE), log
+    assert outcome.held_out_losses == pytest.approx(alone.held_out_losses, abs=TOLERANCE)
+    assert outcome.evaluation["tuned"]["exactMatch"] == alone.evaluation["tuned"]["exactMatch"]
+    manifest = Manifest.model_validate_json((outcome.run / paths.MANIFEST).read_bytes())
+    assert set(manifest.artifacts) == {"adapter", "merged"}
+
+
+@pytest.mark.parametrize("name", ["base", "tuned"])
+def test_each_example_has_its_own_loss_whoever_measured_it(
+    name: str, together: tuple[Outcome, int, str], alone: Outcome
+) -> None:
+    expected = losses_of_examples(alone.run, name)
+    assert len(set(expected)) > 20  # or their order would show nothing
+    assert losses_of_examples(together[0].run, name) == pytest.approx(expected, rel=1e-4)
+
+
+def test_one_process_speaks_for_both(together: tuple[Outcome, int, str]) -> None:
+    outcome, code, log = together
+    assert code == ExitCode.GATE_FAILED, log
+    assert log.count("train: GateFailed: ") == 1
+    assert len(list((outcome.run / paths.TENSORBOARD).rglob("events.out.*"))) == 1
+
+
+def test_two_processes_go_on_from_the_checkpoint_of_another_run(tmp_path: Path, alone: Outcome) -> None:
+    source = alone.run / paths.checkpoint_dir(1, 8)
+    spec = {**SPEC, "checkpoint": {"resumeFrom": f"file://{source}"}}
+    case = two_ranks(make_case(tmp_path, model=alone.run.parents[1] / "model", spec=spec, **SETTINGS))
 
     with trainer(case) as process:
         code, log = finished(process)
 
     assert code == 0, log
-    together = outcome_of(case)
-    assert together.losses == pytest.approx(alone.losses, abs=TOLERANCE)
-    assert together.held_out_losses == pytest.approx(alone.held_out_losses, abs=TOLERANCE)
-    assert together.evaluation["tuned"]["exactMatch"] == alone.evaluation["tuned"]["exactMatch"]
-    manifest = Manifest.model_validate_json((case.run / paths.MANIFEST).read_bytes())
-    assert set(manifest.artifacts) == {"adapter", "merged"}
-    assert log.count("train: completed") == 1
+    resumed = outcome_of(case)
+    assert resumed.result.resumed_from_step == 8
+    assert resumed.losses == pytest.approx(alone.losses, abs=TOLERANCE)
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:

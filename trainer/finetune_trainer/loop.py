@@ -27,7 +27,7 @@ from finetune_trainer.adapters import has_adapters, load_adapters
 from finetune_trainer.best import BEST, BEST_RECORD, Best, move_best
 from finetune_trainer.checkpoint import CheckpointUploader
 from finetune_trainer.dataset import Data, collator
-from finetune_trainer.distributed import told_to_stop, world
+from finetune_trainer.distributed import FETCHING, told_to_stop, world
 from finetune_trainer.environment import collective_timeout
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import held_out_loss
@@ -156,6 +156,7 @@ class Loop(RankedTrainer):
     def load_best(self) -> None:
         """Put the best weights into the model; those of the last step are there if nothing was measured."""
         if self.best and self.best.step != self.state.global_step:
+            world().barrier(limit=FETCHING)  # the first rank may still wait for storage or a tracker
             if world().first:
                 self._load_from_checkpoint(str(self.folder / BEST))
             world().copy_from_first(self.model)

@@ -61,6 +61,15 @@ def test_an_endpoint_that_the_platform_team_named_may_be_called() -> None:
     assert refusal(make_profile(defaults={"evaluation": {"judge": {"endpoint": JUDGE}}})) is None
 
 
+def test_a_tracking_server_is_an_endpoint_too() -> None:
+    server = "http://mlflow.ml.svc:5000"
+    spec = FineTuneJobSpec.model_validate(make_spec(tracking={"mlflow": {"trackingUri": server}}))
+    assert f"spec.tracking.mlflow.trackingUri {server} needs a FineTuneProfile" in str(endpoint_refusal(spec, None))
+    assert endpoint_refusal(spec, make_profile(limits={"allowedEndpoints": [server]})) is None
+    own = make_profile(defaults={"tracking": {"mlflow": {"trackingUri": server}}})
+    assert endpoint_refusal(spec, own) is None
+
+
 def test_a_job_without_a_judge_needs_no_list() -> None:
     assert endpoint_refusal(FineTuneJobSpec.model_validate(make_spec()), None) is None
 

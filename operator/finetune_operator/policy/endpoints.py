@@ -12,25 +12,24 @@ from typing import Any
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.views import ProfileView
 
+_FIELDS = (("evaluation", "judge", "endpoint"), ("tracking", "mlflow", "trackingUri"))
+
 
 def endpoint_refusal(spec: FineTuneJobSpec, profile: ProfileView | None) -> str | None:
-    """Return why the job's judge may not be called, or None if it may."""
-    judge = spec.evaluation.judge
-    if judge is None or (profile and _own(profile) == judge.endpoint):
+    """Return why the job's judge or tracking server may not be called, or None if they may."""
+    return next((refusal for path in _FIELDS if (refusal := _refusal(spec.to_wire(), path, profile))), None)
+
+
+def _refusal(spec: dict[str, Any], path: tuple[str, ...], profile: ProfileView | None) -> str | None:
+    endpoint, field = _at(spec, path), f"spec.{'.'.join(path)}"
+    if endpoint is None or (profile and _at(profile.spec.defaults, path) == endpoint):
         return None
     if profile is None:
-        return (
-            f"spec.evaluation.judge.endpoint {judge.endpoint} needs a FineTuneProfile that allows it "
-            "(limits.allowedEndpoints)"
-        )
+        return f"{field} {endpoint} needs a FineTuneProfile that allows it (limits.allowedEndpoints)"
     allowed = profile.spec.limits.allowed_endpoints or ()
-    if any(is_allowed(judge.endpoint, pattern) for pattern in allowed):
+    if any(is_allowed(endpoint, pattern) for pattern in allowed):
         return None
-    listed = ", ".join(allowed) or "none"
-    return (
-        f"spec.evaluation.judge.endpoint {judge.endpoint} is not among the endpoints of profile {profile.name!r}: "
-        f"{listed}"
-    )
+    return f"{field} {endpoint} is not among the endpoints of profile {profile.name!r}: {', '.join(allowed) or 'none'}"
 
 
 def is_allowed(endpoint: str, pattern: str) -> bool:
@@ -56,8 +55,7 @@ def _parts(url: str) -> tuple[str, str, str]:
     return scheme.lower(), host.lower(), f"/{path}".rstrip("/")
 
 
-def _own(profile: ProfileView) -> Any:
-    found: Any = profile.spec.defaults or {}
-    for name in ("evaluation", "judge", "endpoint"):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
+def _at(value: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

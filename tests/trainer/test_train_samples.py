@@ -56,7 +56,7 @@ def test_held_out_prompts_are_asked_from_the_base_model_to_the_last_step(tmp_pat
     assert {sample.answer for sample in found if sample.step == 0} != {s.answer for s in found if s.step == 8}
     report = (outcome.run / paths.REPORT).read_text()
     assert "Samples while training" in report
-    assert "<td>Expected</td>" in report
+    assert '<td class="muted">expected</td>' in report
 
 
 def test_the_specs_prompts_are_asked_in_their_place(tmp_path: Path) -> None:

@@ -106,6 +106,24 @@ def test_an_evicted_run_goes_on_from_its_last_checkpoint(start) -> None:
     job.until(lambda: (job.status.get("checkpoint") or {}).get("resumedFromStep", 0) >= 5, what="resume", seconds=WAIT)
 
 
+def test_two_pods_train_one_model(start, store) -> None:
+    job = start(
+        resources={"nodes": 2, "gpusPerNode": 0, "cpu": 1},
+        hyperparameters={"maxSteps": 4000, "batchSize": 4, "learningRate": 1e-3},
+        checkpoint={"everySteps": 4},
+        lifecycle={"gracePeriodSeconds": 60, "retries": {"backoffSeconds": 1}},
+    )
+    job.until(lambda: (job.status.get("checkpoint") or {}).get("step", 0) >= 4, what="a checkpoint", seconds=WAIT)
+    ready = job.condition("PodsReady")
+    assert (ready["status"], ready["message"]) == ("True", "2 of 2 pods")
+    _, second = (pod for pod in job.children("pods") if pod["metadata"]["labels"]["finetuning.dev/stage"] == "train")
+    job.kubectl("delete", "pod", second["metadata"]["name"], "--wait=false")
+    # The first pod learns it from the second one, and both end with one checkpoint.
+    job.until(lambda: job.status.get("attempt") == 2, what="attempt 2", seconds=WAIT)
+    assert job.status["lastFailure"]["class"] == "Disrupted"
+    job.until(lambda: (job.status.get("checkpoint") or {}).get("resumedFromStep", 0) >= 4, what="resume", seconds=WAIT)
+
+
 def at(uri: str, *, ref: str = "s3") -> dict[str, Any]:
     return {"uri": uri, "secretRef": {"name": ref}}
 

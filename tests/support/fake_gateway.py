@@ -55,6 +55,10 @@ class FakeGateway:
         self.calls.append(f"create {key[1]}")
         return self.add("Job", copy.deepcopy(manifest))
 
+    async def create_service(self, manifest: Body) -> None:
+        """Create a Service, if there is none of that name."""
+        self.calls.append(f"service {manifest['metadata']['name']}")
+
     async def delete_job(self, namespace: str, name: str) -> None:
         """Delete a batch Job."""
         self.calls.append(f"delete {name}")

@@ -74,8 +74,9 @@ def train(case: Case) -> Outcome:
     """Run the train stage in this process."""
     from finetune_trainer.train import run_train
 
-    result, _ = run_train(case.config, case.env)
-    return Outcome(result=result, run=case.run)
+    done = run_train(case.config, case.env)
+    assert done is not None
+    return Outcome(result=done[0], run=case.run)
 
 
 def forget_preemption() -> None:

@@ -36,9 +36,10 @@ def whole(config: RunConfig, folder: Path) -> TrainResult:
     torch.set_num_threads(1)
     _, digest = run_prepare(config, machine(folder))
     (folder / "work").mkdir(exist_ok=True)
-    result, _ = run_train(config.model_copy(update={"prepared_sha256": digest}), machine(folder))
+    done = run_train(config.model_copy(update={"prepared_sha256": digest}), machine(folder))
     forget_preemption()
-    return result
+    assert done is not None
+    return done[0]
 
 
 @pytest.fixture(scope="module")

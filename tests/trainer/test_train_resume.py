@@ -185,6 +185,27 @@ def test_a_resumed_run_may_have_another_micro_batch(tmp_path: Path, monkeypatch:
     assert resumed.losses == pytest.approx(undisturbed.losses, abs=1e-5)
 
 
+def test_weights_that_were_better_before_stay_apart_from_those_that_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer takes a folder with an adapter inside a checkpoint for a second adapter of the model."""
+
+    def worse_later(model: Any, *args: Any, **kwargs: Any) -> float:
+        return held_out_loss(model, *args, **kwargs) + (0.0 if next(measured) == 0 else 1.0)
+
+    measured = count()
+    monkeypatch.setattr("finetune_trainer.loop.held_out_loss", worse_later)
+    case = make_case(tmp_path, total_steps=STEPS, spec={"checkpoint": {"keep": 100}})
+    stopped(case, step=5, monkeypatch=monkeypatch)
+
+    resumed = train(case.attempt(2))
+
+    assert resumed.evaluation["training"]["bestStep"] == 2
+    newest = case.run / paths.CHECKPOINTS / "attempt-0002" / f"step-{STEPS:08}"
+    assert sorted(path.name for path in newest.iterdir() if path.is_dir()) == ["best"]
+    assert not any(path.is_dir() for path in (newest / "best").iterdir())
+
+
 def test_checkpoints_come_by_minutes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every look at the clock, and so every step, takes 40 seconds of the test's time."""
     ticks = count(0, 40)

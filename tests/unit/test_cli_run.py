@@ -65,16 +65,19 @@ def test_the_stages_see_the_users_environment_and_our_folders(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("asked", "memory", "device", "noted"),
     [
-        pytest.param({"gpusPerNode": 0}, 80 << 30, Device(), False, id="none-asked"),
-        pytest.param({}, None, Device(), True, id="none-here"),
-        pytest.param({}, 80 << 30, Device(gpus=1, gpu_memory_bytes=80 << 30), False, id="one"),
-        pytest.param({"gpuMemory": "24Gi"}, 80 << 30, Device(gpus=1, gpu_memory_bytes=24 << 30), False, id="said"),
+        pytest.param({"gpusPerNode": 0}, [80], Device(), False, id="none-asked"),
+        pytest.param({}, [], Device(), True, id="none-here"),
+        pytest.param({}, [80, 80], Device(gpus=1, gpu_memory_bytes=80 << 30), False, id="one"),
+        pytest.param({"gpuMemory": "24Gi"}, [80], Device(gpus=1, gpu_memory_bytes=24 << 30), False, id="said"),
+        pytest.param({"gpusPerNode": 2}, [80, 40], Device(gpus=2, gpu_memory_bytes=40 << 30), False, id="two"),
+        # Three cannot share 16 examples evenly.
+        pytest.param({"gpusPerNode": 4}, [80] * 3, Device(gpus=2, gpu_memory_bytes=80 << 30), True, id="fewer"),
     ],
 )
 def test_the_device_is_what_is_there_of_what_is_asked(
-    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], memory: int | None, device: Device, noted: bool
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], memory: list[int], device: Device, noted: bool
 ) -> None:
-    monkeypatch.setattr(local_run, "_gpu_memory", lambda: memory)
+    monkeypatch.setattr(local_run, "_gpu_memory", lambda: [size << 30 for size in memory])
     spec = FineTuneJobSpec.model_validate(job({"spec.resources": asked})["spec"])
     found, note = local_run.local_device(spec)
     assert (found, bool(note)) == (device, noted)

@@ -118,6 +118,35 @@ def test_every_exit_code_has_its_class_reason_and_policy(failure) -> None:
     assert charged.disruptions == (1 if failure.failure_class is FailureClass.DISRUPTED else 0)
 
 
+def test_pods_are_ready_when_all_of_them_are() -> None:
+    story = Story()
+    story.job = make_job(make_spec(resources={"nodes": 2}))
+    train = story.is_prepared()
+    first, second = (make_pod(train, name=f"{train.name}-{n}-abcde", uid=f"pod-{n}") for n in (0, 1))
+    story.sees(train, pods=(first,))
+    assert story.condition("PodsReady")[0] == "False"
+    story.sees(train, pods=(first, second))
+    assert story.condition("PodsReady")[0] == "True"
+    done = ended_pod(train, exit_code=0, name=second.name, uid=second.uid)
+    story.sees(train, pods=(first, done))  # the first one exports what both have trained
+    assert story.condition("PodsReady")[0] == "True"
+
+
+def test_of_several_pods_the_one_that_failed_first_says_why() -> None:
+    story = Story()
+    story.job = make_job(make_spec(resources={"nodes": 2}))
+    train = story.is_prepared()
+    failed = failed_child("train", ExitCode.OUT_OF_MEMORY)
+    said = TerminationMessage(stage="train", exit_code=30, reason="OutOfMemory", message="too large")
+    lost = said.model_copy(update={"exit_code": 46, "reason": "RankLost", "message": "lost it"})
+    other = ended_pod(failed, exit_code=46, message=lost.encode(), name=f"{train.name}-1-xyz", uid="pod-1")
+    first = ended_pod(failed, exit_code=30, message=said.encode())
+    story.sees(failed, pods=(other, first))
+    last = story.job.status.last_failure
+    assert last is not None
+    assert (last.reason, last.message, last.pod) == ("OutOfMemory", "too large", first.name)
+
+
 def test_a_failure_says_message_pod_and_log_tail_of_the_trainer() -> None:
     story = Story()
     story.sees()
@@ -406,6 +435,13 @@ PROFILES = [
     ("model", make_spec(), (make_profile(limits={"allowedModels": ["hf://meta-llama/*"]}),), "ProfileRefused"),
     ("image", make_spec(trainer={"image": "mine"}), (make_profile(limits={}),), "ProfileRefused"),
     ("gpus", make_spec(), (make_profile(limits={"maxGpus": 0}),), "ProfileRefused"),
+    (
+        "gpus of all pods",
+        make_spec(resources={"nodes": 2, "gpusPerNode": 4}),
+        (make_profile(limits={"maxGpus": 7}),),
+        "ProfileRefused",
+    ),
+    ("nodes", make_spec(resources={"nodes": 2}), (make_profile(limits={"maxNodes": 1}),), "ProfileRefused"),
     ("output", make_spec(), (make_profile(limits={"allowedOutputPrefixes": ["s3://models/o"]}),), "ProfileRefused"),
 ]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from finetune_contract.paths import ENV_RENDEZVOUS
 from finetune_contract.run_config import RunConfig
 from finetune_operator.api.constants import MAX_NAME_LENGTH, progress_audience
 from finetune_operator.api.job import FineTuneJobSpec
@@ -13,6 +14,7 @@ from finetune_operator.api.profile import FineTuneProfileSpec
 from finetune_operator.builders.job import build_job
 from finetune_operator.builders.names import child_name
 from finetune_operator.builders.quantities import quantity
+from finetune_operator.builders.service import build_service
 from tests.support.builders import UID, make_job, make_spec
 
 Manifest = dict[str, Any]
@@ -102,6 +104,29 @@ def test_the_judges_key_comes_under_a_prefix_of_its_own_to_prepare_as_well() -> 
             for container in containers_of(built(stage, spec, {"storage": {"secretName": "team-s3"}})):
                 found = [each["secretRef"]["name"] for each in container["envFrom"] if each["prefix"] == "JUDGE_"]
                 assert found == expected
+
+
+def test_several_pods_are_one_job_and_find_each_other_by_name() -> None:
+    manifest = built(spec=make_spec(resources={"nodes": 2, "gpusPerNode": 4}))
+    service = build_service(make_job())
+    assert (manifest["spec"]["completions"], manifest["spec"]["parallelism"]) == (2, 2)
+    assert pod_of(manifest)["subdomain"] == service["metadata"]["name"]
+    labels = manifest["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    (meeting,) = [item["value"] for item in containers_of(manifest)[-1]["env"] if item["name"] == ENV_RENDEZVOUS]
+    assert meeting == f"{manifest['metadata']['name']}-0.{service['metadata']['name']}"
+    config = RunConfig.model_validate_json(
+        manifest["spec"]["template"]["metadata"]["annotations"]["finetuning.dev/config"]
+    )
+    assert (config.device.nodes, config.device.gpus, config.device.ranks) == (2, 4, 8)
+
+
+@pytest.mark.parametrize("changes", [{"stage": "prepare"}, {"collect": True}], ids=["prepare", "collect"])
+def test_what_needs_no_gpu_is_one_pod(changes: Manifest) -> None:
+    manifest = built(spec=make_spec(resources={"nodes": 2}), **changes)
+    assert manifest["spec"]["completions"] == 1
+    assert "subdomain" not in pod_of(manifest)
 
 
 def test_secrets_come_by_reference_each_use_under_its_own_prefix() -> None:

@@ -24,6 +24,8 @@ class FailureClass(StrEnum):
     """Object storage could not be reached."""
     HUB_ACCESS = "HubAccess"
     """The model hub could not be reached."""
+    COLLECTIVE = "Collective"
+    """The processes of one attempt lost each other: retried within the budget."""
     DISRUPTED = "Disrupted"
     """Preempted, evicted, drained or deleted: retried without charge."""
     INFRASTRUCTURE = "Infrastructure"
@@ -58,6 +60,8 @@ class ExitCode(IntEnum):
     DISK_FULL = 42
     PREPARED_DATA_CHANGED = 43
     RESULT_MISSING = 44
+    COLLECTIVE_TIMEOUT = 45
+    RANK_LOST = 46
     INTERNAL_ERROR = 50
     PREEMPTED = 60
 
@@ -125,6 +129,10 @@ FAILURES: tuple[Failure, ...] = (
             "The prepared shards in storage are not those that prepare wrote."),
     Failure(_C.RESULT_MISSING, "ResultMissing", _F.INFRASTRUCTURE,
             "A run said that it was complete, and its manifest is not in storage: it is trained again."),
+    Failure(_C.COLLECTIVE_TIMEOUT, "CollectiveTimeout", _F.COLLECTIVE,
+            "The processes of the run waited for each other in vain: one hangs, or the network between them does."),
+    Failure(_C.RANK_LOST, "RankLost", _F.COLLECTIVE,
+            "Another process of the run ended without a word: its pod's log or its node says why."),
     Failure(_C.INTERNAL_ERROR, "InternalError", _F.INFRASTRUCTURE,
             "An error that the trainer does not know: please report it with the log."),
     Failure(_C.PREEMPTED, "Preempted", _F.DISRUPTED,

@@ -33,6 +33,8 @@ POD_PROGRESS_TOKEN = "/var/run/secrets/finetuning.dev/token"  # noqa: S105 - a p
 POD_WORK = "/var/lib/finetune/work"
 POD_CACHE = "/var/lib/finetune/cache"
 POD_CLAIMS = "/var/lib/finetune/claims"
+POD_PORT = 29500
+"""Where the first pod of an attempt waits for the others."""
 POD_TERMINATION_LOG = "/dev/termination-log"
 
 # Environment variables that the operator sets. The first three are Kubeflow Trainer's protocol, which
@@ -45,6 +47,8 @@ ENV_WORK = "FINETUNE_WORK"
 ENV_CACHE = "FINETUNE_CACHE"
 ENV_CLAIMS = "FINETUNE_CLAIMS"
 ENV_TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"
+ENV_RENDEZVOUS = "FINETUNE_RENDEZVOUS"
+ENV_COLLECTIVE_TIMEOUT = "FINETUNE_COLLECTIVE_TIMEOUT"
 ENV_METRICS_PORT = "FINETUNE_METRICS_PORT"
 
 METRICS_PORT = 9464

@@ -245,10 +245,11 @@ def _order(spec: TuningSpec, tuning: Tuning, device: Device) -> Iterator[tuple[b
 
 def _micro_batches(spec: TuningSpec, length: int, device: Device) -> list[int]:
     """Return the user's micro-batch, or the powers of two that divide a GPU's share of the batch, largest first."""
-    batch, gpus = spec.hyperparameters.batch_size, max(device.gpus, 1)
+    batch, gpus = spec.hyperparameters.batch_size, device.ranks
     share, rest = divmod(batch, gpus)
     if rest:
-        raise ResolveError(f"hyperparameters.batchSize is {batch}, which {gpus} GPUs cannot share evenly.")
+        sharing = "GPUs" if device.gpus else "processes"
+        raise ResolveError(f"hyperparameters.batchSize is {batch}, which {gpus} {sharing} cannot share evenly.")
     given = spec.hyperparameters.micro_batch_size
     if given is not None:
         if share % given:

@@ -47,8 +47,22 @@ class Device(Model):
 
     gpus: Annotated[int, Field(ge=0)] = 0
     """GPUs a pod; 0 means CPU."""
+    processes: Annotated[int, Field(ge=1)] | None = None
+    """Training processes a pod on a CPU, for trying out there what several GPUs do; one when absent."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Pods of an attempt."""
     gpu_memory_bytes: int | None = None
     """Memory of one GPU, where it is known before the pod runs: the estimate is held against it."""
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Training processes of a pod: one a GPU."""
+        return self.gpus or self.processes or 1
+
+    @property
+    def ranks(self) -> int:
+        """Training processes of an attempt."""
+        return self.nodes * self.ranks_per_node
 
 
 class RunConfig(Model):

@@ -18,8 +18,6 @@ _LIBRARY_DEFAULTS = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     # Our own poster speaks this protocol; transformers' callback would speak beside it.
     "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
-    # One process trains on one GPU; transformers would copy the model to all that it sees.
-    "CUDA_VISIBLE_DEVICES": "0",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     # Trackers: neither minutes of retries nor words on standard output, and no git, which the image does not have.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -49,14 +47,23 @@ def main(arguments: list[str] | None = None) -> int:
     with PREEMPTION.deferred():
         # A signal that comes while modules load is remembered, and the stage stops at its start.
         PREEMPTION.install()
-        from finetune_trainer.environment import Environment
+        from finetune_trainer.environment import Environment, end_rank, is_rank
+        from finetune_trainer.launch import launch, several
         from finetune_trainer.stage import run_stage
 
-    env = Environment.from_env()
-    if options.config:
-        env = dataclasses.replace(env, config=options.config)
+        env = Environment.from_env()
+        if options.config:
+            env = dataclasses.replace(env, config=options.config)
+        config = several(env) if options.stage == "train" and not is_rank() else None
+        if not config and not is_rank():
+            # One process trains on one GPU; transformers would copy the model to all that it sees.
+            os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    if config and not PREEMPTION.requested:
+        return launch(config, env, log_level=options.log_level)
     code = run_stage(options.stage, env, log_level=options.log_level)
     PREEMPTION.finish()
+    if is_rank():
+        end_rank(code)
     _leave_stuck_trackers(code)
     return code
 

@@ -10,7 +10,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_trainer.checkpoint import CheckpointUploader
+from finetune_trainer.distributed import told_to_stop, world
 from finetune_trainer.divergence import RECENT, GradientPulse, LossLevel
+from finetune_trainer.environment import collective_timeout
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.figures import Efficiency, GpuClock
 from finetune_trainer.held_out import overfitting
@@ -19,13 +21,40 @@ from finetune_trainer.loop import require_finite
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.progress import Progress, StepClock
 from finetune_trainer.summary import trained_tokens
+from finetune_trainer.watchdog import WATCHDOG
 
 clock = time.monotonic
+_SLACK = 30.0
+"""Seconds beyond the limit of a collective, whose own error says more."""
 LINE_EVERY = 5.0
 """Seconds between two progress lines in a log."""
 
 
-class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]  # untyped
+class StayTogether(TrainerCallback):  # type: ignore[misc]  # untyped
+    """Lets a signal to one process count for all of the run, from the same step on; it comes before all others.
+
+    And ends a process that waits for another one in vain.
+    """
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Watch from here on, if there are several processes."""
+        if world().size > 1:
+            WATCHDOG.start(limit=collective_timeout() + _SLACK)
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        """Note that a micro-batch was computed."""
+        WATCHDOG.alive()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Ask the other processes, if there are any."""
+        told_to_stop()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Watch no longer."""
+        WATCHDOG.stop()
+
+
+class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
     """Ends the run at the first loss or gradient that is not finite, before a checkpoint of it is written."""
 
     def on_log(
@@ -103,7 +132,8 @@ class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
     def _due(self, state: TrainerState) -> bool:
         steps, minutes = self._every_steps, self._every_minutes
         by_steps = steps is not None and state.global_step % steps == 0
-        return by_steps or (minutes is not None and clock() - self._last >= 60 * minutes)
+        # Clocks differ: the first rank's counts.
+        return by_steps or (minutes is not None and world().any(world().first and clock() - self._last >= 60 * minutes))
 
 
 class Report(TrainerCallback):  # type: ignore[misc]

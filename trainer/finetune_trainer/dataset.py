@@ -122,6 +122,8 @@ def _fetch_shard(config: RunConfig, shard: Shard, store: Store, folder: Path) ->
 
 
 def _download(store: Store, uri: str, path: Path) -> str:
+    if path.is_file():  # fetched by another process of this node
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         return store.download(uri, path)
     except NotFoundError as error:

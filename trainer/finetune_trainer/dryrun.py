@@ -8,13 +8,16 @@ of it: weights, optimizer and random numbers are as they were.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import torch
 
 from finetune_contract.estimate import STATE_BYTES
 from finetune_trainer.dataset import IGNORED, row_lengths
+from finetune_trainer.distributed import world
 from finetune_trainer.failures import is_accelerator_out_of_memory
 from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop, require_finite
@@ -60,19 +63,51 @@ def fit(make: Callable[[Plan], Loop], candidates: Iterable[Plan]) -> Loop:
     for plan in tried:
         last = plan == tried[-1]
         loop = make(plan)
-        try:
-            dry_run(loop, micro_batch=plan.micro_batch)
-            if last or not _too_close(loop):
-                log.info("%s fits%s", plan, _used(loop))
-                return loop
-            log.warning("%s leaves too little of the GPU's memory%s", plan, _used(loop))
-        except torch.OutOfMemoryError as error:
-            if not is_accelerator_out_of_memory(error) or last:
-                raise
-            log.warning("%s does not fit the GPU's memory", plan)
+        found = _try(loop, plan, last=last)
+        # The GPU with the least room decides for all.
+        if world().worst(found) == _Found.FITS:
+            log.info("%s fits%s", plan, _used(loop))
+            return loop
+        log.warning(_WHY_NOT[found], plan, _used(loop))
         del loop
         torch.cuda.empty_cache()
     raise ValueError("no plan to try")
+
+
+class _Found(IntEnum):
+    """What a dry run has shown, the worst last."""
+
+    FITS = 0
+    TOO_CLOSE = 1
+    DOES_NOT_FIT = 2
+
+
+_WHY_NOT = {
+    _Found.FITS: "%s does not fit another process's GPU%s",
+    _Found.TOO_CLOSE: "%s leaves too little of the GPU's memory%s",
+    _Found.DOES_NOT_FIT: "%s does not fit the GPU's memory%s",
+}
+
+
+def _try(loop: Loop, plan: Plan, *, last: bool) -> _Found:
+    try:
+        dry_run(loop, micro_batch=plan.micro_batch)
+    except torch.OutOfMemoryError as error:
+        if not is_accelerator_out_of_memory(error) or last:
+            raise
+        return _Found.DOES_NOT_FIT
+    return _Found.TOO_CLOSE if not last and _too_close(loop) else _Found.FITS
+
+
+@contextmanager
+def _alone(loop: Loop) -> Iterator[None]:
+    """Compute passes inside without the other ranks: whether one fits is for each to find out."""
+    together = loop.accelerator.gather_for_metrics
+    loop.accelerator.gather_for_metrics = lambda value, *_, **__: value
+    try:
+        yield
+    finally:
+        loop.accelerator.gather_for_metrics = together
 
 
 def dry_run(loop: Loop, *, micro_batch: int) -> None:
@@ -84,7 +119,7 @@ def dry_run(loop: Loop, *, micro_batch: int) -> None:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         batch = longest_batch(loop, micro_batch)
-        with computing(loop.precision):
+        with computing(loop.precision), _alone(loop):
             loss = loop.training_step(loop.model, batch, batch["labels"][:, 1:].ne(IGNORED).sum())
         require_finite(loss.item(), "loss of the dry run")
         require_finite(_gradient_norm(loop.model), "gradients' norm of the dry run")

@@ -5,10 +5,12 @@ Only this module reads the `FINETUNE_*` variables, so that a test or `finetune r
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 from finetune_contract import paths
 
@@ -43,6 +45,24 @@ class Environment:
 def claims_folder() -> Path:
     """Return the folder under which the claims are mounted; storage needs it without the rest."""
     return _path(paths.ENV_CLAIMS, paths.POD_CLAIMS)
+
+
+def is_rank() -> bool:
+    """Whether this process was started as one of several, by `launch`."""
+    return "LOCAL_RANK" in os.environ
+
+
+def end_rank(code: int) -> NoReturn:
+    """End this process, all said and stored: torch's groups would wait for ranks that never answer, for hours."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def collective_timeout() -> float:
+    """Return the seconds that processes of one run wait for each other before they call it hung."""
+    return float(os.environ.get(paths.ENV_COLLECTIVE_TIMEOUT) or 600)
 
 
 def _path(variable: str, default: str) -> Path:

@@ -23,13 +23,13 @@ from finetune_contract.model import Model
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
 from finetune_trainer.dataset import IGNORED, Data, Row, batches_by_length
+from finetune_trainer.distributed import stop_if_told, world
 from finetune_trainer.errors import NotFoundError
 from finetune_trainer.evaluation.measured import ExampleLoss, Measured
 from finetune_trainer.evaluation.metrics import scores_of
 from finetune_trainer.generate import answers
 from finetune_trainer.logs import log
 from finetune_trainer.model import computing
-from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.storage import Store
 
 BASE_RESULTS = "evaluation-base.json"
@@ -51,7 +51,7 @@ class Results(Model):
 
 
 def held_out_loss(
-    model: Any, rows: Sequence[Row], *, prepared: Prepared, safe_point: Callable[[], None] = PREEMPTION.check
+    model: Any, rows: Sequence[Row], *, prepared: Prepared, safe_point: Callable[[], None] = stop_if_told
 ) -> float:
     """Return the mean loss a counted token; `safe_point` is called between batches and may raise."""
     return mean_loss(example_losses(model, rows, prepared=prepared, safe_point=safe_point))
@@ -63,25 +63,34 @@ def mean_loss(losses: Sequence[ExampleLoss]) -> float:
 
 
 def example_losses(
-    model: Any, rows: Sequence[Row], *, prepared: Prepared, safe_point: Callable[[], None] = PREEMPTION.check
+    model: Any, rows: Sequence[Row], *, prepared: Prepared, safe_point: Callable[[], None] = stop_if_told
 ) -> list[ExampleLoss]:
-    """Return each row's loss, in the order of the rows; `safe_point` is called between batches and may raise."""
+    """Return each row's loss, in the order of the rows; the ranks share the batches.
+
+    `safe_point` is called between batches and may raise.
+    """
     resolved = prepared.resolved
-    budget = resolved.micro_batch_size * resolved.max_sequence_length
-    found: dict[int, ExampleLoss] = {}
+    batches = list(batches_by_length(rows, max_tokens=resolved.micro_batch_size * resolved.max_sequence_length))
+
+    def losses_of(batch: Sequence[Row]) -> list[ExampleLoss]:
+        inputs = _padded(batch, pad_token_id=prepared.pad_token_id, device=model.device)
+        # TRL's head: log-probabilities of the labels without the logits of the whole vocabulary.
+        output = model(**inputs, fused_lm_head=True, use_cache=False)
+        sums, counts = -output.log_probs.double().sum(dim=1), output.label_mask.sum(dim=1)
+        return list(zip(sums.tolist(), counts.tolist(), strict=True))
+
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), computing(resolved.precision):
-            for batch in batches_by_length(rows, max_tokens=budget):
-                safe_point()
-                inputs = _padded(batch, pad_token_id=prepared.pad_token_id, device=model.device)
-                # TRL's head: log-probabilities of the labels without the logits of the whole vocabulary.
-                output = model(**inputs, fused_lm_head=True, use_cache=False)
-                sums, counts = -output.log_probs.double().sum(dim=1), output.label_mask.sum(dim=1)
-                found.update(zip(map(id, batch), zip(sums.tolist(), counts.tolist(), strict=True), strict=True))
+            measured = world().share(batches, losses_of, safe_point=safe_point)
     finally:
         model.train(was_training)
+    found = {
+        id(row): loss
+        for batch, losses in zip(batches, measured, strict=True)
+        for row, loss in zip(batch, losses, strict=True)
+    }
     return [found[id(row)] for row in rows]
 
 
@@ -100,7 +109,8 @@ def measure(model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, confi
             max_new_tokens=settings.max_new_tokens,
             max_prompt_tokens=prepared.resolved.max_sequence_length,
         )
-    scores = scores_of(asked, given[: len(asked)], settings)
+    # A pattern that is searched within a time limit may find on one machine what it does not on another.
+    scores = world().from_first(lambda: scores_of(asked, given[: len(asked)], settings))
     return Measured(
         scores=Scores(
             loss=mean_loss(losses),
@@ -121,7 +131,7 @@ def measure_base(
 ) -> Measured:
     """Return what the untrained model says: from storage where an earlier attempt has asked it already."""
     uri = paths.join(config.run_uri, BASE_RESULTS)
-    if (known := _known(uri, data, config=config, store=store)) is not None:
+    if (known := world().from_first(lambda: _known(uri, data, config=config, store=store))) is not None:
         return known
     log.info("evaluating the base model on %d held-out examples", len(data.validation))
     measured = measure(model, tokenizer, data=data, prepared=prepared, config=config)
@@ -137,7 +147,9 @@ def measure_tuned(
     `weights` names them: equal text, equal weights; None if they have no name, and then nothing is kept.
     """
     uri = paths.join(config.run_uri, TUNED_RESULTS)
-    known = _known(uri, data, config=config, store=store, weights=weights) if weights else None
+    known = world().from_first(
+        lambda: _known(uri, data, config=config, store=store, weights=weights) if weights else None
+    )
     if known is not None:
         return known
     log.info("evaluating the tuned model on %d held-out examples", len(data.validation))
@@ -154,6 +166,8 @@ def sample_prompt(text: str, *, data: Data, tokenizer: Any) -> str | list[dict[s
 
 
 def _keep(uri: str, measured: Measured, data: Data, *, config: RunConfig, store: Store, weights: str = "") -> None:
+    if not world().first:
+        return
     results = Results(
         config_hash=config.config_hash,
         prepared_sha256=config.prepared_sha256,
@@ -186,7 +200,8 @@ def _finite(losses: list[ExampleLoss]) -> list[ExampleLoss]:
     """Return losses, or none of them if one is no number: what is only looked at must not lose the model."""
     if all(math.isfinite(loss) for loss, _ in losses):
         return losses
-    log.warning("the loss on general text is not finite: forgetting is not measured")
+    if world().first:
+        log.warning("the loss on general text is not finite: forgetting is not measured")
     return []
 
 

@@ -10,7 +10,7 @@ import errno
 import sys
 from collections.abc import Iterator
 
-from finetune_contract.exit_codes import ExitCode
+from finetune_contract.exit_codes import BY_CODE, ExitCode
 from finetune_trainer.errors import TrainerError
 
 # safetensors (Rust) and torch's file writer say these where Python has an errno; the last two are torch.save, whose
@@ -24,6 +24,10 @@ _OUT_OF_MEMORY_TEXTS = (
 )
 
 
+_RANK_LOST_TEXTS = ("connection closed by peer", "connection reset by peer", "socket closed", "broken pipe")
+_HUNG_TEXTS = ("timed out", "timeout")
+
+
 def explain(error: BaseException) -> TrainerError:
     """Return the known failure that an exception stands for, INTERNAL_ERROR if it is none."""
     for cause in _chain(error):
@@ -35,6 +39,8 @@ def explain(error: BaseException) -> TrainerError:
             )
         if _is_out_of_memory(cause):
             return TrainerError(ExitCode.OUT_OF_MEMORY, _out_of_memory_message(cause))
+        if (code := _collective(cause)) is not None:
+            return TrainerError(code, f"{BY_CODE[code].meaning} ({str(cause)[-200:]})")
     return TrainerError(ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}".strip())
 
 
@@ -62,6 +68,16 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or is_accelerator_out_of_memory(error):
         return True
     return isinstance(error, RuntimeError | OSError) and any(t in str(error).lower() for t in _OUT_OF_MEMORY_TEXTS)
+
+
+def _collective(error: BaseException) -> ExitCode | None:
+    """Return what a collective's error means; torch raises a RuntimeError with the network's words."""
+    text = str(error).lower()
+    if not isinstance(error, RuntimeError) or not any(name in text for name in ("gloo", "nccl", "tcpstore")):
+        return None
+    if any(words in text for words in _RANK_LOST_TEXTS):
+        return ExitCode.RANK_LOST
+    return ExitCode.COLLECTIVE_TIMEOUT if any(words in text for words in _HUNG_TEXTS) else None
 
 
 def _out_of_memory_message(error: BaseException) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.distributed import stop_if_told, world
 from finetune_trainer.failures import is_accelerator_out_of_memory
 from finetune_trainer.logs import Pace, log
-from finetune_trainer.preemption import PREEMPTION
 
 BATCH = 8
 
@@ -20,26 +20,28 @@ Prompt = str | list[dict[str, str]]
 def answers(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, max_prompt_tokens: int
 ) -> list[str]:
-    """Return one answer a prompt, without special tokens and outer blanks."""
+    """Return one answer a prompt, without special tokens and outer blanks; the ranks share the prompts."""
     encoded = [_encode(tokenizer, prompt)[-max_prompt_tokens:] for prompt in prompts]
     # Prompts of similar length share a batch: the padding costs less.
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    found: dict[int, str] = {}
     was_training, model_cache = model.training, model.config.use_cache
     model.eval()
     model.config.use_cache = True
     pace = Pace()
+
+    def answer(start: int) -> list[tuple[int, str]]:
+        if pace.is_due:  # all that come before have been answered, by this rank or another
+            log.info("answered %d of %d prompts", start, len(prompts))
+        chosen = order[start : start + BATCH]
+        texts = _answer_batch(model, tokenizer, [encoded[i] for i in chosen], max_new_tokens=max_new_tokens)
+        return list(zip(chosen, texts, strict=True))
+
     try:
-        for start in range(0, len(order), BATCH):
-            PREEMPTION.check()
-            chosen = order[start : start + BATCH]
-            texts = _answer_batch(model, tokenizer, [encoded[i] for i in chosen], max_new_tokens=max_new_tokens)
-            found.update(zip(chosen, texts, strict=True))
-            if pace.is_due:
-                log.info("answered %d of %d prompts", len(found), len(prompts))
+        answered = world().share(range(0, len(order), BATCH), answer, safe_point=stop_if_told)
     finally:
         model.config.use_cache = model_cache
         model.train(was_training)
+    found = dict(pair for batch in answered for pair in batch)
     return [found[index] for index in range(len(prompts))]
 
 

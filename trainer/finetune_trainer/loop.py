@@ -16,37 +16,30 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.model import Model
 from finetune_contract.outcome import Usage
 from finetune_contract.prepared import Prepared, Resolved
 from finetune_contract.run_config import RunConfig
 from finetune_contract.spec import Precision
 from finetune_trainer.adapters import has_adapters, load_adapters
+from finetune_trainer.best import BEST, BEST_RECORD, Best, move_best
 from finetune_trainer.checkpoint import CheckpointUploader
 from finetune_trainer.dataset import Data, collator
+from finetune_trainer.distributed import FETCHING, told_to_stop, world
+from finetune_trainer.environment import collective_timeout
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import held_out_loss
 from finetune_trainer.figures import GpuClock
 from finetune_trainer.held_out import stop_reason
 from finetune_trainer.model import device, save_weights
 from finetune_trainer.optimizers import raise_second_rates, transformers_name
-from finetune_trainer.preemption import PREEMPTION
+from finetune_trainer.ranked import RankedTrainer, shareable
 from finetune_trainer.summary import trained_tokens
 
-BEST = "best"
-BEST_RECORD = "best.json"
 STATE = "trainer_state.json"
 USAGE = "usage.json"
-
-
-class Best(Model):
-    """best.json: the step with the lowest held-out loss so far; its weights lie in `best/`."""
-
-    step: int
-    loss: float
 
 
 class _StopEvaluationError(Exception):
@@ -57,7 +50,7 @@ class _StopBeforeTheFirstStepError(Exception):
     """The measurement that a resumed run begins with says that it is over; Trainer would train a step first."""
 
 
-class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
+class Loop(RankedTrainer):
     """One run's training loop."""
 
     control: TrainerControl
@@ -85,11 +78,12 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
             model=model,
             args=arguments,
             processing_class=tokenizer,
-            train_dataset=data.train,
+            train_dataset=shareable(data.train, pad_token_id=prepared.pad_token_id),
             eval_dataset=data.train.select([0]),  # asked for, but `evaluate` measures on its own
             data_collator=self._collator(flatten=flatten),
         )
         self.remove_callback(PrinterCallback)
+        self.share_batches(len(data.train))
         self.model.register_forward_pre_hook(_without_needless_mask, with_kwargs=True)
         if routing is not None:  # TRL writes what it was told into the model's configuration, which is exported
             model.config.get_text_config().router_aux_loss_coef = routing
@@ -162,7 +156,10 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
     def load_best(self) -> None:
         """Put the best weights into the model; those of the last step are there if nothing was measured."""
         if self.best and self.best.step != self.state.global_step:
-            self._load_from_checkpoint(str(self.folder / BEST))
+            world().barrier(limit=FETCHING)  # the first rank may still wait for storage or a tracker
+            if world().first:
+                self._load_from_checkpoint(str(self.folder / BEST))
+            world().copy_from_first(self.model)
 
     def _train_on(self, checkpoint: Path, state: TrainerState) -> None:
         self._resumed_at = state.global_step
@@ -199,9 +196,9 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
         if not (checkpoint / BEST_RECORD).is_file():
             return
         self.best = Best.model_validate_json((checkpoint / BEST_RECORD).read_bytes())
-        # Where the checkpoint's own weights are the best ones, they are not in it twice.
-        source = checkpoint / BEST
-        shutil.copytree(source if source.is_dir() else checkpoint, self.folder / BEST)
+        if world().local_rank == 0:
+            move_best(checkpoint, self.folder / BEST)
+        world().barrier()
 
     def _adopt_usage(self, checkpoint: Path) -> None:
         if self.gpu_clock and (checkpoint / USAGE).is_file():
@@ -214,15 +211,21 @@ class Loop(SFTTrainer):  # type: ignore[misc]  # untyped
 
     def _keep_as_best(self, loss: float) -> None:
         self.best = Best(step=self.state.global_step, loss=loss)
+        if not world().first:
+            return
         shutil.rmtree(self.folder / BEST, ignore_errors=True)
         save_weights(self.model, self.folder / BEST)
 
     def _save_checkpoint(self, *_: Any) -> None:
         """Write what a resume needs, and hand it to the uploader (instead of keeping it in the working folder)."""
         folder = self.folder / f"checkpoint-{self.state.global_step}"
+        random_states = self.random_states()
+        if not world().first:
+            return
         save_weights(self.model, folder)
         self._save_optimizer_and_scheduler(str(folder))
-        self._save_rng_state(str(folder))
+        for name, content in random_states.items():
+            (folder / name).write_bytes(content)
         self.state.save_to_json(str(folder / STATE))
         if self.gpu_clock and (used := self.gpu_clock.seconds()) is not None:
             (folder / USAGE).write_text(Usage(gpu_seconds=used).to_json())
@@ -242,7 +245,7 @@ def loop_arguments(config: RunConfig, resolved: Resolved, *, micro_batch: int, f
         output_dir=str(folder),
         max_steps=resolved.total_steps,
         per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=resolved.batch_size // micro_batch,
+        gradient_accumulation_steps=resolved.batch_size // (micro_batch * world().size),
         learning_rate=resolved.learning_rate,
         lr_scheduler_type="constant_with_warmup" if wanted.scheduler == "constant" else wanted.scheduler,
         warmup_steps=math.ceil(wanted.warmup_ratio * resolved.total_steps),
@@ -255,6 +258,10 @@ def loop_arguments(config: RunConfig, resolved: Resolved, *, micro_batch: int, f
         seed=wanted.seed,
         data_seed=wanted.seed,
         use_cpu=not on_gpu,
+        ddp_backend=None if on_gpu or world().size == 1 else "gloo",
+        ddp_timeout=int(collective_timeout()),
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
         dataloader_pin_memory=on_gpu,
         # The shards are tokenised and cut: nothing is left to prepare.
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -282,7 +289,7 @@ def require_finite(value: float, what: str) -> None:
 
 
 def _stop_evaluation_if_told() -> None:
-    if PREEMPTION.requested:
+    if told_to_stop():
         raise _StopEvaluationError
 
 

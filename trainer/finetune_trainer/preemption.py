@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,20 +21,39 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preemption:
-    """The flag that a signal sets, and whether it may interrupt whatever runs."""
+    """The flag that a signal sets, and whether it may interrupt whatever runs.
+
+    Where a run has several processes, the flag counts inside of `deferred` only once all have agreed on it: they act
+    on it at the same point, or they would wait for each other.
+    """
 
     def __init__(self) -> None:
-        self._requested = threading.Event()
+        self._told = threading.Event()
+        self._agreed = threading.Event()
         self._deferred = False
+        self.needs_agreement = False
+        self.told_at: float | None = None
+        """When this process was told to stop, on the monotonic clock."""
 
     @property
     def requested(self) -> bool:
-        """Whether the run has been told to stop."""
-        return self._requested.is_set()
+        """Whether the run stops at its next safe point."""
+        return self._agreed.is_set() if self.needs_agreement and self._deferred else self.told
+
+    @property
+    def told(self) -> bool:
+        """Whether this process has been told to stop."""
+        return self._told.is_set()
 
     def request(self) -> None:
-        """Tell the run to stop."""
-        self._requested.set()
+        """Tell this process to stop."""
+        self.told_at = self.told_at or time.monotonic()
+        self._told.set()
+
+    def agree(self) -> None:
+        """Stop at the next safe point: some process of the run was told to."""
+        self._agreed.set()
+        self.request()
 
     def check(self) -> None:
         """Stop here if told to: a safe point."""

@@ -5,7 +5,7 @@ once, before the first step. ORPO (Hong et al. 2024, arXiv:2403.07691, equations
 the odds of both and needs no base. Both are means over pairs, so that the micro-batch never changes a step.
 
 Written out here instead of TRL's trainers: those tokenise and cut on their own, and know nothing of the prepared masks
-(docs/adr/0009).
+(docs/adr/0011-preference-losses.md).
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def _spec(lineage: Lineage) -> dict[str, Any]:
     spec["hyperparameters"] = _hyperparameters(lineage, spec.get("hyperparameters", {}))
     spec["evaluation"] = {**spec.get("evaluation", {}), "everySteps": resolved.eval_every_steps}
     spec["checkpoint"] = {**spec.get("checkpoint", {}), "everySteps": resolved.checkpoint_every_steps}
-    spec["resources"] = {"gpusPerNode": config.device.gpus}
+    nodes = {"nodes": config.device.nodes} if config.device.nodes > 1 else {}
+    spec["resources"] = {**nodes, "gpusPerNode": config.device.gpus}
     return spec
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_contract import paths
@@ -18,6 +18,7 @@ from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
 from finetune_contract.spec import Lora, Method, Quantization
 from finetune_trainer.checkpoint import CheckpointManifest, committed_below, fetch_checkpoint, restore_newest
+from finetune_trainer.distributed import world
 from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.logs import log
 from finetune_trainer.storage import Store
@@ -31,16 +32,29 @@ class Restored:
 
     folder: Path
     step: int
+    uri: str
+    """Where it lies in storage."""
 
 
 def restore(folder: Path, *, config: RunConfig, prepared: Prepared, store: Store) -> Restored | None:
-    """Fetch what the run goes on from into a folder; None means the beginning. Raises CHECKPOINT_UNUSABLE."""
+    """Fetch what the run goes on from into a folder; None means the beginning. Raises CHECKPOINT_UNUSABLE.
+
+    The first rank chooses for all, and each node fetches once.
+    """
+    chosen = world().from_first(lambda: _choose(folder, config=config, prepared=prepared, store=store))
+    with world().one_a_node():
+        if chosen and not folder.is_dir():
+            _fetch_chosen(folder, chosen, store)
+    return replace(chosen, folder=folder) if chosen else None
+
+
+def _choose(folder: Path, *, config: RunConfig, prepared: Prepared, store: Store) -> Restored | None:
     source = config.spec.checkpoint.resume_from
     if source == NOTHING:
         return None
     if place := restore_newest(folder, config=config, store=store):
         log.info("going on from the checkpoint of attempt %d, step %d", place.attempt, place.step)
-        return Restored(folder, place.step)
+        return Restored(folder, place.step, place.uri(config))
     return None if source == LATEST else _restore_other(source, folder, config=config, prepared=prepared, store=store)
 
 
@@ -73,10 +87,17 @@ def _restore_other(uri: str, folder: Path, *, config: RunConfig, prepared: Prepa
         problem = fetch_checkpoint(folder, place, manifest, store)
         if problem is None:
             log.info("going on from step %d of %s", manifest.step, place)
-            return Restored(folder, manifest.step)
+            return Restored(folder, manifest.step, place)
         log.warning("%s is not used: %s", place, problem)
         shutil.rmtree(folder, ignore_errors=True)
     raise _unusable(f"there is no undamaged checkpoint at {uri}")
+
+
+def _fetch_chosen(folder: Path, chosen: Restored, store: Store) -> None:
+    if problem := fetch_checkpoint(folder, chosen.uri, _manifest(chosen.uri, store), store):
+        raise TrainerError(
+            ExitCode.STORAGE_UNAVAILABLE, f"The checkpoint of step {chosen.step} differs between nodes: {problem}."
+        )
 
 
 def _manifest(place: str, store: Store) -> CheckpointManifest:

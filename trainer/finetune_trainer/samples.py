@@ -20,6 +20,7 @@ from finetune_contract.run_config import RunConfig
 from finetune_contract.samples import Sample, from_lines, to_lines
 from finetune_contract.spec import Evaluation
 from finetune_trainer.dataset import Data, Question
+from finetune_trainer.distributed import world
 from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.evaluate import sample_prompt
 from finetune_trainer.generate import Prompt, answers
@@ -58,7 +59,7 @@ class SampleFile:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="samples")
         self._pending: Future[None] | None = None
         self._complained = False
-        self.samples: tuple[Sample, ...] = self._kept(up_to=resumed_from or 0)
+        self.samples: tuple[Sample, ...] = world().from_first(lambda: self._kept(up_to=resumed_from or 0))
 
     def has(self, step: int) -> bool:
         """Whether a step has been sampled, by this attempt or one before."""
@@ -67,7 +68,8 @@ class SampleFile:
     def add(self, samples: Sequence[Sample]) -> None:
         """Keep more samples."""
         self.samples += tuple(samples)
-        self._pending = self._pool.submit(self._write, to_lines(self.samples).encode())
+        if world().first:
+            self._pending = self._pool.submit(self._write, to_lines(self.samples).encode())
 
     def close(self) -> None:
         """Wait until what was added is written or has failed."""

@@ -73,10 +73,14 @@ def _perform(stage: Stage, config: RunConfig, env: Environment) -> TerminationMe
             log.info("model revision %s", fetched.revision)
             return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED)
         case "train":
+            from finetune_trainer.distributed import join
             from finetune_trainer.train import run_train
 
-            trained, sha256 = run_train(config, env)
-            return _trained(stage, config, trained, sha256)
+            join()
+            done = run_train(config, env)
+            if done is None:  # not the first of several processes
+                return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED)
+            return _trained(stage, config, *done)
         case "check":
             from finetune_trainer.check import run_check
 

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import gc
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from finetune_contract.evaluation import EvaluationSummary
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import TrainResult
-from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.samples import Sample
 from finetune_contract.spec import Lora, Objective
-from finetune_trainer.callbacks import Report, SaveCheckpoints, StopOnDivergence, StopOnNonFinite
-from finetune_trainer.checkpoint import CheckpointUploader
 from finetune_trainer.claim import claim_run
-from finetune_trainer.dataset import Data, fetch_data, read_prepared
+from finetune_trainer.dataset import fetch_data, read_prepared
+from finetune_trainer.distributed import FETCHING, world
 from finetune_trainer.dryrun import Plan, fit, largest_divisor, plans
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
@@ -34,74 +31,53 @@ from finetune_trainer.evaluation.compare import summarise
 from finetune_trainer.evaluation.forgetting import general_rows
 from finetune_trainer.evaluation.judge import Judged, Pair, judge_pairs
 from finetune_trainer.evaluation.measured import Measured
-from finetune_trainer.export import TRACKING, Lineage, export
-from finetune_trainer.fetch import FetchedModel, fetch_model
-from finetune_trainer.figures import GpuClock, efficiency, gpus
-from finetune_trainer.held_out import overfitting
+from finetune_trainer.export import Lineage, export
+from finetune_trainer.fetch import fetch_model
+from finetune_trainer.figures import GpuClock, gpus
 from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop, loop_arguments
 from finetune_trainer.model import load_for_training, save_result, set_recomputation, trained_in_float32
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.preference import Preference
-from finetune_trainer.preference_loop import ACCURACY, MARGIN, PreferenceLoop
+from finetune_trainer.preference_loop import PreferenceLoop
 from finetune_trainer.progress import Poster, Progress
 from finetune_trainer.prometheus import MetricsServer, port_from_env
 from finetune_trainer.publish import publish
 from finetune_trainer.reference import with_reference
 from finetune_trainer.results import completed_run
-from finetune_trainer.resume import identity, restore
-from finetune_trainer.samples import KeepSamples, SampleFile, prompts_to_ask
+from finetune_trainer.resume import restore
+from finetune_trainer.run import Run
 from finetune_trainer.storage import Store, open_store
-from finetune_trainer.summary import Training, curve, trained_tokens
+from finetune_trainer.summary import Training
 from finetune_trainer.tokenizer import load_tokenizer
-from finetune_trainer.tracking import Tracker, trackers
+from finetune_trainer.watchdog import WATCHDOG
+from finetune_trainer.watchers import training_of, watch_over
 
 _SAME = 1e-2
 """Two measurements of the same weights may differ by this share, on a GPU and in other batches."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What every step of the stage needs."""
+def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str] | None:
+    """Train, evaluate and export; return the result and the sha256 of manifest.json.
 
-    config: RunConfig
-    prepared: Prepared
-    store: Store
-    folder: Path
-    data: Data
-    fetched: FetchedModel
-    tokenizer: Any
-    gpu_clock: GpuClock
-
-
-@dataclass(frozen=True, slots=True)
-class _Watchers:
-    """What goes along with the steps, and has to be closed after them."""
-
-    uploader: CheckpointUploader
-    samples: SampleFile
-    trackers: list[Tracker]
-    report: Report
-
-    def close(self) -> None:
-        self.samples.close()
-        self.uploader.close()
-        for tracker in self.trackers:
-            tracker.close()
-
-
-def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str]:
-    """Train, evaluate and export; return the result and the sha256 of manifest.json."""
+    None on other ranks than the first: their work ends with the evaluation.
+    """
     store = open_store(config.spec.output.uri, Use.OUTPUT)
-    if (done := completed_run(config, store)) is not None:
+    if (done := world().from_first(lambda: completed_run(config, store))) is not None:
         log.info("this run is complete already: nothing to do")
-        return publish(done, config, store, folder=env.work / "outputs")
-    claim_run(config, store)
+        return publish(done, config, store, folder=env.work / "outputs") if world().first else None
+    if world().size > 1 and config.spec.objective is not Objective.SFT:
+        raise TrainerError(ExitCode.CONFIG_INVALID, f"Objective {config.spec.objective} trains in one process.")
+    if world().first:
+        claim_run(config, store)
     run = _gather(config, env, store)
     progress = Progress(Poster.from_env())
     metrics = MetricsServer(port_from_env(), lambda: progress.numbers, job=config.job.name)
     try:
-        weights, lineage = _tune(run, progress)
+        tuned = _tune(run, progress)
+        if tuned is None:
+            return None
+        weights, lineage = tuned
         _free_memory()
         log.info("exporting to %s", config.run_uri)
         done = export(weights, run.tokenizer, lineage, base_folder=run.fetched.path, folder=run.folder, store=store)
@@ -111,24 +87,32 @@ def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str]:
         progress.close()
 
 
-def _gather(config: RunConfig, env: Environment, store: Store) -> _Run:
+def _gather(config: RunConfig, env: Environment, store: Store) -> Run:
     clock = GpuClock(gpus=gpus())
     prepared = read_prepared(config, store)
     folder = env.work / "train"
-    shutil.rmtree(folder, ignore_errors=True)  # an earlier container's
-    folder.mkdir(parents=True)
-    data = fetch_data(config, prepared, store, folder=folder / "data")
-    fetched = fetch_model(config, env, weights=True)
+    with world().one_a_node():
+        if not world().local_rank:
+            shutil.rmtree(folder, ignore_errors=True)  # an earlier container's
+            folder.mkdir(parents=True)
+        data = fetch_data(config, prepared, store, folder=folder / "data")
+        fetched = fetch_model(config, env, weights=True)
     tokenizer = load_tokenizer(fetched.path, config.spec.model.new_tokens)
-    data = replace(data, general=general_rows(config, tokenizer))
-    return _Run(config, prepared, store, folder, data, fetched, tokenizer, clock)
+    # The user's text may change meanwhile; the ranks share the same rows.
+    data = replace(data, general=world().from_first(lambda: general_rows(config, tokenizer)))
+    return Run(config, prepared, store, folder, data, fetched, tokenizer, clock)
 
 
-def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
-    """Train and evaluate; return the folder of the tuned weights. The model is gone from memory then."""
+def _tune(run: Run, progress: Progress) -> tuple[Path, Lineage] | None:
+    """Train and evaluate; return the folder of the tuned weights. The model is gone from memory then.
+
+    None on other ranks than the first.
+    """
     loop, base = _get_ready(run)
     training, samples = _train(run, loop, progress)
     tuned = _evaluate(run, loop, training)
+    if not world().first:
+        return None
     weights = run.folder / "tuned"
     save_result(loop.model, weights)
     judged = _judge(run, base, tuned)
@@ -147,7 +131,7 @@ def _tune(run: _Run, progress: Progress) -> tuple[Path, Lineage]:
     return weights, lineage
 
 
-def _get_ready(run: _Run) -> tuple[Loop, Measured]:
+def _get_ready(run: Run) -> tuple[Loop, Measured]:
     """Load the model, find the micro-batch that fits, and ask the base model while the weights are still its own."""
     log.info("loading %s for %s", run.config.spec.model.uri, run.config.spec.method)
     model = load_for_training(run.config, run.prepared.resolved, run.fetched.path, run.tokenizer)
@@ -175,7 +159,7 @@ def _get_ready(run: _Run) -> tuple[Loop, Measured]:
     log.info("dry run of the longest micro-batch")
     wanted = Plan(_wanted_micro_batch(run), resolved.gradient_checkpointing)
     free = run.config.spec.hyperparameters.gradient_checkpointing is None
-    loop = fit(make, plans(wanted, batch_size=resolved.batch_size, free=free))
+    loop = fit(make, plans(wanted, batch_size=resolved.batch_size // world().size, free=free))
     if isinstance(loop, PreferenceLoop) and preference and preference.needs_reference:
         loop.compare_with(
             with_reference(loop.model, run.data, prepared=run.prepared, config=run.config, store=run.store)
@@ -188,92 +172,41 @@ def _get_ready(run: _Run) -> tuple[Loop, Measured]:
     return loop, base
 
 
-def _preference(run: _Run) -> Preference | None:
+def _preference(run: Run) -> Preference | None:
     objective, beta = run.config.spec.objective, run.prepared.resolved.beta
     return None if objective is Objective.SFT or beta is None else Preference(objective, beta)
 
 
-def _wanted_micro_batch(run: _Run) -> int:
+def _wanted_micro_batch(run: Run) -> int:
     resolved, asked = run.prepared.resolved, run.config.spec.hyperparameters.micro_batch_size
     # After memory ran out, the operator asks for less than what was resolved.
     wanted = min(resolved.micro_batch_size, asked or resolved.micro_batch_size)
-    return largest_divisor(resolved.batch_size, at_most=wanted) or 1
+    return largest_divisor(resolved.batch_size // world().size, at_most=wanted) or 1
 
 
-def _train(run: _Run, loop: Loop, progress: Progress) -> tuple[Training, tuple[Sample, ...]]:
+def _train(run: Run, loop: Loop, progress: Progress) -> tuple[Training, tuple[Sample, ...]]:
     """Train from the newest checkpoint, or from the start, to the last step; the best weights are in the model then."""
     restored = restore(run.folder / "restored", config=run.config, prepared=run.prepared, store=run.store)
     resumed_from = restored.step if restored else None
-    watchers = _watch_over(run, loop, progress, resumed_from=resumed_from)
+    watchers = watch_over(run, loop, progress, resumed_from=resumed_from)
     try:
         with PREEMPTION.deferred():
             PREEMPTION.check()
             loop.run(restored.folder if restored else None)
             watchers.uploader.wait()
+            world().barrier(limit=FETCHING)  # the checkpoint is safe before a rank ends
     finally:
+        WATCHDOG.stop()
         watchers.close()
         progress.update(checkpointStep=watchers.uploader.stored_step)
     PREEMPTION.check()
     if loop.stopped_early:
         log.info("stopped early at step %d: %s", loop.state.global_step, loop.stopped_early)
     loop.load_best()
-    return _training(loop, watchers.report, resumed_from=resumed_from), watchers.samples.samples
+    return training_of(loop, watchers.report, resumed_from=resumed_from), watchers.samples.samples
 
 
-def _watch_over(run: _Run, loop: Loop, progress: Progress, *, resumed_from: int | None) -> _Watchers:
-    """Add the loop's callbacks, in the order in which they see a step."""
-    config, resolved, settings = run.config, run.prepared.resolved, run.config.spec.evaluation
-    uploader = CheckpointUploader(config=config, store=run.store, identity=identity(config, run.prepared))
-    samples = SampleFile(config=config, store=run.store, resumed_from=resumed_from)
-    asked = prompts_to_ask(settings, run.data, run.tokenizer)
-    report = Report(
-        progress,
-        uploader=uploader,
-        resumed_from=resumed_from,
-        gpu_clock=run.gpu_clock,
-        efficiency=efficiency(config, run.prepared, run.fetched.path),
-    )
-    watchers = _Watchers(uploader, samples, trackers(config, folder=run.folder / TRACKING), report)
-    loop.uploader, loop.gpu_clock = uploader, run.gpu_clock
-    every_steps, every_minutes = resolved.checkpoint_every_steps, config.spec.checkpoint.every_minutes
-    for callback in (
-        StopOnNonFinite(),
-        StopOnDivergence(),
-        KeepSamples(asked, file=samples, tokenizer=run.tokenizer, settings=settings, resolved=resolved),
-        SaveCheckpoints(every_steps=every_steps, every_minutes=every_minutes, uploader=uploader),
-        *watchers.trackers,
-        report,
-    ):
-        loop.add_callback(callback)
-    return watchers
-
-
-def _training(loop: Loop, report: Report, *, resumed_from: int | None) -> Training:
-    history = loop.state.log_history
-    losses, speed = curve(history, "loss"), report.clock.mean_tokens_per_second()
-    return Training(
-        steps=loop.state.global_step,
-        loss=losses[-1].value if losses else None,
-        best_step=loop.best.step if loop.best else None,
-        best_loss=loop.best.loss if loop.best else None,
-        resumed_from_step=resumed_from,
-        checkpoint_step=loop.uploader.stored_step if loop.uploader else None,
-        micro_batch_size=loop.args.per_device_train_batch_size,
-        gradient_checkpointing=bool(loop.args.gradient_checkpointing),
-        trained_tokens=trained_tokens(history),
-        tokens_per_second=speed,
-        mfu=report.mfu(speed),
-        gpu_seconds=loop.gpu_clock.seconds() if loop.gpu_clock else None,
-        stopped_early=loop.stopped_early,
-        warnings=(str(found),) if (found := overfitting(history)) else (),
-        losses=losses,
-        held_out_losses=curve(history, "eval_loss"),
-        held_out_accuracies=curve(history, f"eval_{ACCURACY}"),
-        held_out_margins=curve(history, f"eval_{MARGIN}"),
-    )
-
-
-def _evaluate(run: _Run, loop: Loop, training: Training) -> Measured:
+def _evaluate(run: Run, loop: Loop, training: Training) -> Measured:
     # A resume may find other best weights, but none with the same loss to the last digit at the same step.
     best = training.best_loss
     weights = f"step {training.best_step} of {training.steps}, held-out loss {best!r}" if best is not None else None
@@ -297,7 +230,7 @@ def _evaluate(run: _Run, loop: Loop, training: Training) -> Measured:
     return tuned
 
 
-def _judge(run: _Run, base: Measured, tuned: Measured) -> Judged | None:
+def _judge(run: Run, base: Measured, tuned: Measured) -> Judged | None:
     judge = run.config.spec.evaluation.judge
     if judge is None or not tuned.answers:
         return None
@@ -305,7 +238,7 @@ def _judge(run: _Run, base: Measured, tuned: Measured) -> Judged | None:
     return judge_pairs(pairs[: judge.max_examples], config=run.config, store=run.store)
 
 
-def _compare(run: _Run, base: Measured, tuned: Measured, *, judged: Judged | None) -> EvaluationSummary:
+def _compare(run: Run, base: Measured, tuned: Measured, *, judged: Judged | None) -> EvaluationSummary:
     summary = summarise(base, tuned, gates=run.config.spec.evaluation.gates, judged=judged)
     for found in summary.comparisons:
         log.info("%s: %+g [%+g, %+g]: %s", found.metric, found.change, found.low, found.high, found.verdict)

@@ -38,10 +38,12 @@ class PullPolicy(StrEnum):
 
 
 class Resources(Model):
-    """What the training pod gets. The prepare pod never asks for a GPU."""
+    """What each training pod gets. The prepare pod never asks for a GPU."""
 
-    gpus_per_node: Annotated[int, Field(ge=0, le=1)] | None = None
-    """GPUs of the training pod; 1 when absent, 0 trains on the CPU."""
+    nodes: Annotated[int, Field(ge=1, le=256)] = 1
+    """Training pods of an attempt. They start and end together, and share every batch evenly: batchSize must be a multiple of nodes times gpusPerNode."""
+    gpus_per_node: Annotated[int, Field(ge=0, le=16)] | None = None
+    """GPUs of each training pod; 1 when absent, 0 trains on the CPU. Each has a process of its own, and they share every batch evenly (DDP)."""
     gpu_memory: Quantity | None = None
     """Memory of one GPU, as 80Gi: a job that cannot fit is refused with numbers before it asks for one."""
     gpu_resource_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
@@ -54,6 +56,11 @@ class Resources(Model):
     """Size of /dev/shm; 1Gi when absent. It counts against memory."""
     ephemeral_storage: Quantity | None = None
     """Disk of the training pod for the model, checkpoints and outputs."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one training pod."""
+        return 1 if self.gpus_per_node is None else self.gpus_per_node
 
 
 class Toleration(Model):

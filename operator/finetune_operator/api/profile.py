@@ -20,6 +20,8 @@ class Limits(Model):
 
     max_gpus: Annotated[int, Field(ge=0, le=100000)] | None = None
     """Most GPUs a job."""
+    max_nodes: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Most training pods a job."""
     allowed_models: Patterns | None = None
     """Patterns of model URIs; any model when absent."""
     allowed_images: Patterns | None = None

@@ -80,6 +80,27 @@ def _default_start(lora: dict[str, Any]) -> bool:
     return lora.get("initialization") not in ("pissa", "olora")
 
 
+_GPUS = "(has(self.resources.gpusPerNode) ? self.resources.gpusPerNode : 1)"
+_SHARES = f"((has(self.resources.nodes) ? self.resources.nodes : 1) * ({_GPUS} > 0 ? {_GPUS} : 1))"
+_BATCH = "(has(self.hyperparameters) && has(self.hyperparameters.batchSize) ? self.hyperparameters.batchSize : 16)"
+
+
+def _batch(spec: dict[str, Any]) -> int:
+    size: int = spec.get("hyperparameters", {}).get("batchSize", 16)
+    return size
+
+
+def _shares(spec: dict[str, Any]) -> int:
+    resources = spec.get("resources", {})
+    shares: int = resources.get("nodes", 1) * (resources.get("gpusPerNode", 1) or 1)
+    return shares
+
+
+def _shares_are_whole(spec: dict[str, Any]) -> bool:
+    micro_batch = spec.get("hyperparameters", {}).get("microBatchSize")
+    return micro_batch is None or _shares(spec) == 1 or _batch(spec) % (_shares(spec) * micro_batch) == 0
+
+
 JOB_RULES: tuple[Rule, ...] = (
     Rule(
         (),
@@ -154,6 +175,25 @@ JOB_RULES: tuple[Rule, ...] = (
         lambda hp: "microBatchSize" not in hp or hp.get("batchSize", 16) % hp["microBatchSize"] == 0,
     ),
     *evaluation_rules(),
+    Rule(
+        ("spec",),
+        f"!has(self.resources) || !has(self.objective) || self.objective == 'SFT' || {_SHARES} == 1",
+        "objectives other than SFT train on one GPU: leave resources.nodes and gpusPerNode at 1",
+        lambda spec: spec.get("objective", "SFT") == "SFT" or _shares(spec) == 1,
+    ),
+    Rule(
+        ("spec",),
+        f"!has(self.resources) || {_BATCH} % {_SHARES} == 0",
+        "nodes times gpusPerNode must divide batchSize (16 when absent): the GPUs share every batch evenly",
+        lambda spec: _batch(spec) % _shares(spec) == 0,
+    ),
+    Rule(
+        ("spec",),
+        f"!has(self.resources) || !has(self.hyperparameters) || !has(self.hyperparameters.microBatchSize) || "
+        f"{_SHARES} == 1 || {_BATCH} % ({_SHARES} * self.hyperparameters.microBatchSize) == 0",
+        "microBatchSize must divide each GPU's share of batchSize (16 when absent): batchSize / nodes / gpusPerNode",
+        _shares_are_whole,
+    ),
     *_uri_rules(
         ("spec", "model", "uri"),
         (_HF, _S3, _GS, _AZ, _PVC),

@@ -6,8 +6,8 @@ from finetune_operator.api import constants as c
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
 from finetune_operator.api.views import JobView, Stage
-from finetune_operator.builders.names import child_name
-from finetune_operator.builders.pod import Manifest, PodRequest, build_pod_spec
+from finetune_operator.builders.names import child_name, service_name
+from finetune_operator.builders.pod import Manifest, Meeting, PodRequest, build_pod_spec
 from finetune_operator.builders.run_config import build_run_config
 
 
@@ -28,6 +28,8 @@ def build_job(
     config = build_run_config(job, spec, profile, run=run, attempt=attempt)
     labels = _labels(job, stage=stage, run=run, attempt=attempt)
     gpus = config.device.gpus if stage == "train" and not collect else 0
+    nodes = spec.resources.nodes if stage == "train" and not collect else 1
+    name = child_name(job.name, job.uid, run=run, attempt=attempt, stage=stage)
     pod = PodRequest(
         stage=stage,
         spec=spec,
@@ -37,20 +39,21 @@ def build_job(
         uid=job.uid,
         progress_url=progress_url,
         collect=collect,
+        meeting=Meeting(service=service_name(job.name, job.uid), first=f"{name}-0") if nodes > 1 else None,
     )
     annotations = {c.ANNOTATION_CONFIG: config.to_json(), c.ANNOTATION_PROGRESS_CA: progress_ca}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": child_name(job.name, job.uid, run=run, attempt=attempt, stage=stage),
+            "name": name,
             "namespace": job.namespace,
             "labels": labels,
-            "ownerReferences": [_owner(job)],
+            "ownerReferences": [owner_reference(job)],
         },
         "spec": {
-            "completions": 1,
-            "parallelism": 1,
+            "completions": nodes,
+            "parallelism": nodes,
             "completionMode": "Indexed",
             "backoffLimit": 0,  # an attempt is one set of pods; retries are counted on the FineTuneJob
             "podReplacementPolicy": "Failed",
@@ -82,7 +85,8 @@ def _labels(job: JobView, *, stage: Stage, run: int, attempt: int) -> dict[str, 
     }
 
 
-def _owner(job: JobView) -> Manifest:
+def owner_reference(job: JobView) -> Manifest:
+    """Return the reference that makes a child go with its FineTuneJob."""
     return {
         "apiVersion": c.API_VERSION,
         "kind": c.JOB_KIND,

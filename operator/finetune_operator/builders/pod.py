@@ -26,6 +26,16 @@ _METRICS_ENV: Manifest = {"name": paths.ENV_METRICS_PORT, "value": str(paths.MET
 
 
 @dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the pods of an attempt find each other."""
+
+    service: str
+    """Name of the headless Service."""
+    first: str
+    """Hostname of the first pod."""
+
+
+@dataclass(frozen=True, slots=True)
 class PodRequest:
     """What a pod is made from."""
 
@@ -39,6 +49,8 @@ class PodRequest:
     """uid of the FineTuneJob."""
     progress_url: str
     collect: bool = False
+    meeting: Meeting | None = None
+    """Absent where one pod is all."""
 
 
 def build_pod_spec(pod: PodRequest) -> Manifest:
@@ -65,6 +77,7 @@ def build_pod_spec(pod: PodRequest) -> Manifest:
             "priorityClassName": scheduling.priority_class,
             "nodeSelector": scheduling.node_selector if pod.stage == "train" or bound_by_claim else None,
             "tolerations": _tolerations(pod),
+            "subdomain": pod.meeting.service if pod.meeting else None,
             "initContainers": fetch,
             "containers": [main],
             "volumes": _volumes(pod, claims),
@@ -101,6 +114,7 @@ def _env(pod: PodRequest) -> list[Manifest]:
         paths.ENV_PROGRESS_URL: pod.progress_url,
         paths.ENV_PROGRESS_CA: paths.POD_PROGRESS_CA,
         paths.ENV_PROGRESS_TOKEN: paths.POD_PROGRESS_TOKEN,
+        paths.ENV_RENDEZVOUS: f"{pod.meeting.first}.{pod.meeting.service}" if pod.meeting else None,
         "AWS_ENDPOINT_URL": storage.endpoint,
         "AWS_REGION": storage.region,
         "HF_ENDPOINT": hub.endpoint,

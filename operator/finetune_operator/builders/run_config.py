@@ -16,11 +16,15 @@ def build_run_config(
     """Return the configuration of one attempt; the hash of the prepared data is in it once prepare has run."""
     resolved = job.status.resolved
     memory = spec.resources.gpu_memory or profile.gpu.memory
-    gpus = 1 if spec.resources.gpus_per_node is None else spec.resources.gpus_per_node
+    gpus = spec.resources.gpus
     return RunConfig(
         job=JobIdentity(name=job.name, namespace=job.namespace, uid=job.uid, run=run, attempt=attempt),
         spec=TuningSpec(**{name: getattr(spec, name) for name in TuningSpec.model_fields}),
-        device=Device(gpus=gpus, gpu_memory_bytes=int(quantity(memory)) if memory is not None and gpus else None),
+        device=Device(
+            gpus=gpus,
+            nodes=spec.resources.nodes,
+            gpu_memory_bytes=int(quantity(memory)) if memory is not None and gpus else None,
+        ),
         config_hash=resolved.config_hash if resolved else "",
         prepared_sha256=resolved.prepared_sha256 if resolved else None,
     )

@@ -108,10 +108,14 @@ def _of_job(arguments: argparse.Namespace) -> _Question:
         memory = int(quantity(spec.resources.gpu_memory))
     tuning = TuningSpec(**{name: getattr(spec, name) for name in TuningSpec.model_fields})
     method = Method(arguments.method) if arguments.method else spec.method
-    gpus = 1 if spec.resources.gpus_per_node is None else spec.resources.gpus_per_node
     revision = spec.model.revision or arguments.revision
     return _question(
-        tuning, arguments, methods=[method], uri=spec.model.uri, revision=revision, device=_device(gpus, memory)
+        tuning,
+        arguments,
+        methods=[method],
+        uri=spec.model.uri,
+        revision=revision,
+        device=_device(spec.resources.gpus, memory, nodes=spec.resources.nodes),
     )
 
 
@@ -137,8 +141,8 @@ def _of_model(arguments: argparse.Namespace) -> _Question:
     return _question(spec, arguments, methods=methods, uri=arguments.model, revision=arguments.revision, device=device)
 
 
-def _device(gpus: int, memory: int | None) -> Device:
-    return Device(gpus=gpus, gpu_memory_bytes=memory if gpus else None)
+def _device(gpus: int, memory: int | None, *, nodes: int = 1) -> Device:
+    return Device(gpus=gpus, nodes=nodes, gpu_memory_bytes=memory if gpus else None)
 
 
 def _question(

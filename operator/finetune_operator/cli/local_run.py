@@ -97,23 +97,25 @@ def default_folder(name: str, output_uri: str) -> Path:
     return cache_folder() / "jobs" / f"{name}-{job.uid[:8]}"
 
 
-def local_device(spec: FineTuneJobSpec) -> tuple[Device, str]:
-    """Return what there is of what the job asks for, and a note if it is less."""
-    asked = 1 if spec.resources.gpus_per_node is None else spec.resources.gpus_per_node
+def local_device(spec: FineTuneJobSpec, *, processes: int | None = None) -> tuple[Device, str]:
+    """Return what there is of what the job asks for, and a note if it is less; `processes` are for a CPU."""
+    asked = spec.resources.gpus
     if not asked:
-        return Device(), ""
-    memory = _gpu_memory()
-    if memory is None:
-        return Device(), "no NVIDIA GPU on this machine: the CPU is used"
+        return Device(processes=processes), ""
+    sizes = _gpu_memory()
+    if not sizes:
+        return Device(processes=processes), "no NVIDIA GPU on this machine: the CPU is used"
+    batch_size, there = spec.hyperparameters.batch_size, min(asked, len(sizes))
+    gpus = max(number for number in range(1, there + 1) if batch_size % number == 0)
+    note = "" if gpus == asked else f"{gpus} of the {asked} GPUs asked for: this machine has {len(sizes)}"
     wanted = spec.resources.gpu_memory
-    return Device(gpus=1, gpu_memory_bytes=memory if wanted is None else int(quantity(wanted))), ""
+    return Device(gpus=gpus, gpu_memory_bytes=min(sizes) if wanted is None else int(quantity(wanted))), note
 
 
-def _gpu_memory() -> int | None:
-    """Return the memory of this machine's smallest GPU; asked of the driver, since torch takes seconds to import."""
+def _gpu_memory() -> list[int]:
+    """Return the memory of each of this machine's GPUs; asked of the driver, since torch takes seconds to import."""
     if not shutil.which("nvidia-smi"):
-        return None
+        return []
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     done = subprocess.run(query, capture_output=True, text=True, check=False)
-    sizes = [int(line) for line in done.stdout.split() if line.isdigit()]
-    return min(sizes) << 20 if not done.returncode and sizes else None
+    return [int(line) << 20 for line in done.stdout.split() if line.isdigit()] if not done.returncode else []

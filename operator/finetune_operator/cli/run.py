@@ -63,6 +63,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     for word in _WORDS:
         parser.add_argument(f"--{word}", metavar="URI", help=f"in place of spec.{word}.uri: a path or a URI")
     parser.add_argument("--claims", type=Path, metavar="FOLDER", help="folder of PersistentVolumeClaims, for pvc://")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="train in N processes on the CPU, as on N GPUs (default: 1)"
+    )
     parser.add_argument("--work-dir", type=Path, metavar="FOLDER", help="scratch space (default: in the user's cache)")
     parser.set_defaults(run=run)
 
@@ -80,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.claims:  # the results are read here as well, to be shown and verified
         os.environ[paths.ENV_CLAIMS] = str(arguments.claims.absolute())
     try:
-        _train(local)
+        _train(local, processes=arguments.processes)
     except _StoppedError as stopped:
         return _explain(stopped.message, arguments.file)
     except StorageError as error:
@@ -130,13 +133,15 @@ def _problems(job: dict[str, Any], arguments: argparse.Namespace) -> Iterator[st
     for word in _WORDS:
         if any(uri.startswith("pvc://") for uri in uris[word]) and not arguments.claims:
             yield f"spec.{word}.uri: pvc:// needs --claims FOLDER, in which the claim is a folder of its name"
+    if arguments.processes is not None and arguments.processes < 1:
+        yield f"--processes is {arguments.processes}: at least 1"
     if not find_spec("torch"):
         yield "the trainer is not installed here: pip install 'finetune-operator[trainer]'"
 
 
-def _train(local: LocalRun) -> None:
+def _train(local: LocalRun, *, processes: int | None) -> None:
     spec = FineTuneJobSpec.model_validate(local.spec)
-    device, note = local_device(spec)
+    device, note = local_device(spec, processes=processes)
     for text in (note, spec.profile and f"profile {spec.profile} is a cluster's: its defaults do not apply here"):
         if text:
             print(f"note: {text}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from finetune_operator.api import constants as c
 from finetune_operator.api.views import JobView
 from finetune_operator.kube.client import Body, KubeClient
 from finetune_operator.policy.plan import EventRequest
-from finetune_operator.runtime.gateway import Kind
+from finetune_operator.runtime.gateway import ConflictError, Kind
 
 _PAGE = 250
 
@@ -41,6 +42,11 @@ class KubeGateway:
     async def create_job(self, manifest: Body) -> Body:
         """Create a batch Job."""
         return await self._api.post(f"/apis/batch/v1/namespaces/{manifest['metadata']['namespace']}/jobs", manifest)
+
+    async def create_service(self, manifest: Body) -> None:
+        """Create a Service, or find it there: its name has the job's uid in it."""
+        with suppress(ConflictError):
+            await self._api.post(f"/api/v1/namespaces/{manifest['metadata']['namespace']}/services", manifest)
 
     async def delete_job(self, namespace: str, name: str) -> None:
         """Delete a batch Job; its pods follow."""

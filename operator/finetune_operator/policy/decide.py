@@ -232,13 +232,13 @@ def _active(view: View, draft: Draft, effective: Effective, *, now: datetime, se
         lost = Failed(FailureClass.DISRUPTED, Reason.EVICTED, "the node was lost with the pod on it")
         step = _failed(draft, effective, lost, now=now)
         return replace(step, delete=(child.name,) if child else ())
-    _say_how_far(draft, pods)
+    _say_how_far(draft, pods, wanted=effective.spec.resources.nodes if _stage(draft) == "train" else 1)
     waits = [(due - now).total_seconds() for pod in pods if (due := waiting.lost_after(pod))]
     waits += _progress(view, draft, effective, now=now, settings=settings)
     return _Step(requeue_after=max(0.1, min(waits)) if waits else None)
 
 
-def _say_how_far(draft: Draft, pods: tuple[PodView, ...]) -> None:
+def _say_how_far(draft: Draft, pods: tuple[PodView, ...], *, wanted: int) -> None:
     training = draft.is_true(T.PREPARED)
     main = "train" if training else "prepare"
     # A container that has ended is not starting again: its Job says in a moment how it went.
@@ -248,9 +248,10 @@ def _say_how_far(draft: Draft, pods: tuple[PodView, ...]) -> None:
         told = (Reason.PREPARING, "the data is being checked") if runs else (reason, message)
         draft.condition(T.PREPARED, False, *told)
         return
-    draft.condition(
-        T.PODS_READY, bool(pods) and all(pod.ready for pod in pods), reason if not runs else Reason.TRAINING
-    )
+    # A pod whose share of the work is done before the first one's is not missing.
+    there = sum(pod.ready or pod.phase == "Succeeded" for pod in pods)
+    counted = f"{there} of {wanted} pods" if wanted > 1 else ""
+    draft.condition(T.PODS_READY, there >= wanted, reason if not runs else Reason.TRAINING, counted)
     draft.condition(T.RUNNING, runs, *((Reason.TRAINING, "the trainer works") if runs else (reason, message)))
 
 

@@ -49,9 +49,8 @@ class Effective:
 
     @property
     def gpus(self) -> int:
-        """GPUs of the job."""
-        asked = self.spec.resources.gpus_per_node
-        return 1 if asked is None else asked
+        """GPUs of the job, in all of its pods."""
+        return self.spec.resources.nodes * self.spec.resources.gpus
 
 
 def effective_spec(job: JobView, profiles: tuple[ProfileView, ...], default_image: str | None) -> Effective | Problem:
@@ -134,11 +133,13 @@ def _choose(job: JobView, profiles: tuple[ProfileView, ...]) -> ProfileView | Pr
 
 def _refusals(job: JobView, spec: FineTuneJobSpec, profile: ProfileView) -> Iterator[str]:
     rules, name = profile.spec, profile.name
-    gpus = 1 if spec.resources.gpus_per_node is None else spec.resources.gpus_per_node
+    nodes, gpus = spec.resources.nodes, spec.resources.nodes * spec.resources.gpus
     if rules.namespaces is not None and not _matches(job.namespace, rules.namespaces):
         yield f"profile {name!r} may not be used from namespace {job.namespace!r}"
     if rules.limits.max_gpus is not None and gpus > rules.limits.max_gpus:
         yield f"spec.resources asks for {gpus} GPUs, profile {name!r} allows {rules.limits.max_gpus}"
+    if rules.limits.max_nodes is not None and nodes > rules.limits.max_nodes:
+        yield f"spec.resources.nodes is {nodes}, profile {name!r} allows {rules.limits.max_nodes}"
     allowed = rules.limits.allowed_models
     if allowed is not None and not _matches(spec.model.uri, allowed):
         yield f"spec.model.uri {spec.model.uri} is not among the models of profile {name!r}: {', '.join(allowed)}"

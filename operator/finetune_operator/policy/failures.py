@@ -61,7 +61,9 @@ def classify(child: ChildJob, pods: tuple[PodView, ...]) -> Failed:
 
 def _end(child: ChildJob, pods: tuple[PodView, ...]) -> _End:
     match = _EXIT_CODE.search(child.failure_message)
-    ended = next(_ended(pods), None)
+    named = match[2].rpartition("/")[2] if match else ""
+    # Of several pods the one that the Job names has failed first; the others ended because of it.
+    ended = next(iter(sorted(_ended(pods), key=lambda one: one[0].name != named)), None)
     pod, container = ended or (None, None)
     return _End(
         code=int(match[3]) if match else container.exit_code if container else None,

@@ -40,6 +40,9 @@ class Gateway(Protocol):
     async def create_job(self, manifest: Body) -> Body:
         """Create a batch Job and return it. Raises ConflictError if the name is taken."""
 
+    async def create_service(self, manifest: Body) -> None:
+        """Create a Service; one of that name is taken for it. Raises RejectedError."""
+
     async def delete_job(self, namespace: str, name: str) -> None:
         """Delete a batch Job and its pods in the background; nothing there is no error."""
 

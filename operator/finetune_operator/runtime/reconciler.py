@@ -14,6 +14,7 @@ from finetune_operator.api.parse import parse_child, parse_job
 from finetune_operator.api.report import ProgressReport
 from finetune_operator.api.views import JobView, Key, View
 from finetune_operator.builders.job import build_job
+from finetune_operator.builders.service import build_service
 from finetune_operator.policy.decide import PolicySettings, decide, is_terminal, refused
 from finetune_operator.policy.plan import Plan
 from finetune_operator.runtime.cache import Cache
@@ -129,6 +130,9 @@ class Reconciler:
             progress_url=self._wiring.progress_url(job),
             progress_ca=self._wiring.progress_ca(),
         )
+        if manifest["spec"]["completions"] > 1:
+            # First the Service: pods look for each other by its names.
+            await self._gateway.create_service(build_service(job))
         try:
             body = await self._gateway.create_job(manifest)
         except ConflictError:

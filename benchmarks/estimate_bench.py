@@ -26,7 +26,7 @@ from typing import Any
 
 from finetune_contract.estimate import Tuning, estimate
 from finetune_contract.shape import ModelShape
-from finetune_contract.spec import Lora, Method, Precision, Quantization
+from finetune_contract.spec import DatasetFormat, Lora, Method, Precision, Quantization
 
 RESULTS = Path(__file__).parent / "results" / "2026-11-25-estimate.jsonl"
 LLAMA: dict[str, Any] = {
@@ -122,7 +122,8 @@ def make_model(setting: Setting) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from finetune_trainer.model import _with_adapters, device
+    from finetune_trainer.adapters import attach
+    from finetune_trainer.model import device
 
     shape = dict(SHAPES[setting.shape])
     config = AutoConfig.for_model(shape.pop("model_type"), max_position_embeddings=8192, pad_token_id=0, **shape)
@@ -136,7 +137,7 @@ def make_model(setting: Setting) -> Any:
         model.gradient_checkpointing_enable()
     if setting.method == _F:
         return model
-    return _with_adapters(model, Lora(rank=setting.rank), resolved_of(setting), seed=0)
+    return attach(model, Lora(rank=setting.rank), alpha=setting.rank, seed=0, quantised=setting.method == _Q)
 
 
 def quantise(model: Any) -> None:
@@ -178,10 +179,11 @@ def make_loop(setting: Setting, folder: Path) -> Any:
     import torch
     from datasets import Dataset
 
+    from finetune_contract.prepared import DatasetSummary, Estimate, Prepared
     from finetune_trainer.dataset import Data
     from finetune_trainer.loop import Loop, loop_arguments
     from finetune_trainer.model import trained_in_float32
-    from tests.support.prepared import UID, DatasetSummary, Estimate, Prepared, make_config
+    from tests.support.prepared import UID, make_config
 
     vocab = int(SHAPES[setting.shape]["vocab_size"])
     generator = torch.Generator().manual_seed(0)
@@ -190,7 +192,7 @@ def make_loop(setting: Setting, folder: Path) -> Any:
     rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
     resolved = resolved_of(setting)
     count = DatasetSummary(
-        format="text", examples=len(ids), train_examples=len(ids), validation_examples=0, train_tokens=0,
+        format=DatasetFormat.TEXT, examples=len(ids), train_examples=len(ids), validation_examples=0, train_tokens=0,
         loss_tokens=0, longest=setting.length, truncated=0, dropped=0, duplicates=0,
     )  # fmt: skip
     prepared = Prepared(

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from finetune_contract import paths
+from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import TrainResult
 from finetune_contract.spec import Objective
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.preemption import PREEMPTION
 from tests.support.prepared import Case, make_config, make_environment, make_resolved, tiny_model, write_prepared
 
@@ -77,6 +79,30 @@ def train(case: Case) -> Outcome:
     done = run_train(case.config, case.env)
     assert done is not None
     return Outcome(result=done[0], run=case.run)
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the signal come once a step has been reported, while the next one is trained."""
+    from finetune_trainer.callbacks import Report
+
+    report = Report._report_step
+
+    def report_and_stop(self: Report, state: Any, logs: dict[str, float]) -> None:
+        report(self, state, logs)
+        if state.global_step == step:
+            PREEMPTION.request()
+
+    monkeypatch.setattr(Report, "_report_step", report_and_stop)
+
+
+def stopped(case: Case, *, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until the signal that comes after a step ends the run."""
+    with monkeypatch.context() as patch:
+        stop_after(after, patch)
+        with pytest.raises(TrainerError) as failure:
+            train(case)
+    assert failure.value.code is ExitCode.PREEMPTED
+    forget_preemption()
 
 
 def forget_preemption() -> None:

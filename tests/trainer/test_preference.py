@@ -17,17 +17,15 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import JobIdentity, RunConfig
 from finetune_contract.spec import Objective, TuningSpec
-from finetune_trainer.callbacks import Report
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.loop import Loop
 from finetune_trainer.model import load_base
-from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.preference import Answers, Preference
 from finetune_trainer.stage import run_stage
 from tests.support.datasets import write_lines
 from tests.support.models import tiny_llama
 from tests.support.prepared import Case, make_environment
-from tests.support.training import THIRD_PARTY, forget_preemption, make_case, train
+from tests.support.training import THIRD_PARTY, forget_preemption, make_case, stopped, train
 
 pytestmark = THIRD_PARTY
 
@@ -166,7 +164,7 @@ def test_the_base_model_is_asked_once_a_run(tmp_path: Path, monkeypatch: pytest.
     spec = {"lora": {"dropout": 0.2}}
     undisturbed = train(case_of(tmp_path / "undisturbed", "DPO", spec=spec, eval_every_steps=3))
     case = case_of(tmp_path / "disturbed", "DPO", spec=spec, eval_every_steps=3)
-    stopped(case, step=3, monkeypatch=monkeypatch)
+    stopped(case, after=2, monkeypatch=monkeypatch)
     monkeypatch.setattr("finetune_trainer.reference.reference_of", lambda *_, **__: pytest.fail("asks again"))
 
     resumed = train(case.attempt(2))
@@ -174,23 +172,6 @@ def test_the_base_model_is_asked_once_a_run(tmp_path: Path, monkeypatch: pytest.
     assert resumed.result.resumed_from_step == 3
     assert resumed.losses == undisturbed.losses
     assert resumed.held_out_losses == undisturbed.held_out_losses
-
-
-def stopped(case: Case, *, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the signal come while that step is trained."""
-    report = Report._report_step
-
-    def report_and_stop(self: Report, state: Any, logs: dict[str, float]) -> None:
-        report(self, state, logs)
-        if state.global_step == step - 1:
-            PREEMPTION.request()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Report, "_report_step", report_and_stop)
-        with pytest.raises(TrainerError) as failure:
-            train(case)
-    assert failure.value.code is ExitCode.PREEMPTED
-    forget_preemption()
 
 
 TEXT = [{"prompt": f"{n} plus {n}", "chosen": f" {2 * n}", "rejected": f" {2 * n + 1} plus"} for n in range(30)]

@@ -14,13 +14,11 @@ import torch
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
-from finetune_trainer.callbacks import Report
 from finetune_trainer.divergence import ABOVE, DEAD_STEPS, RECENT, GradientPulse, LossLevel
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.loop import Loop
-from finetune_trainer.preemption import PREEMPTION
 from tests.support.prepared import Case
-from tests.support.training import THIRD_PARTY, forget_preemption, make_case, train
+from tests.support.training import THIRD_PARTY, forget_preemption, make_case, stop_after, train
 
 pytestmark = THIRD_PARTY
 
@@ -170,15 +168,8 @@ def test_a_run_whose_loss_shot_up_ends_with_the_checkpoints_from_before(
 
 def test_a_stop_in_between_does_not_start_the_count_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = slow_case(tmp_path)
-    report = Report._report_step
-
-    def report_and_stop(self: Report, state: Any, logs: dict[str, float]) -> None:
-        report(self, state, logs)
-        if state.global_step == 36:
-            PREEMPTION.request()
-
     with monkeypatch.context() as patch:
-        patch.setattr(Report, "_report_step", report_and_stop)
+        stop_after(36, patch)
         ruin_weights_at(33, patch)
         assert failure_of(case).code is ExitCode.PREEMPTED
     forget_preemption()

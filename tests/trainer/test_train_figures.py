@@ -15,18 +15,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune_contract import paths
-from finetune_contract.exit_codes import ExitCode
 from finetune_contract.progress import TrainerStatus, finite_metrics
 from finetune_contract.shape import ModelShape
 from finetune_contract.spec import Lora, Method, Precision
 from finetune_trainer.callbacks import Report
-from finetune_trainer.errors import TrainerError
 from finetune_trainer.figures import Efficiency, flops_per_token, peak_flops
-from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.progress import Poster
 from finetune_trainer.prometheus import MetricsServer, exposition
-from tests.support.prepared import Case
-from tests.support.training import THIRD_PARTY, forget_preemption, make_case, train
+from tests.support.training import THIRD_PARTY, make_case, stopped, train
 
 pytestmark = THIRD_PARTY
 
@@ -112,7 +108,7 @@ def test_trained_tokens_go_on_over_attempts(tmp_path: Path, monkeypatch: pytest.
     posts: list[TrainerStatus] = []
     monkeypatch.setattr(Poster, "post", lambda _, status: posts.append(status))
 
-    stop_after(4, case, monkeypatch)
+    stopped(case, after=4, monkeypatch=monkeypatch)
     resumed = train(case.attempt(2))
 
     assert resumed.result.usage is not None
@@ -128,7 +124,7 @@ def test_gpu_time_goes_on_over_attempts(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("finetune_trainer.train.gpus", lambda: 1)
     case = make_case(tmp_path, total_steps=7)
 
-    stop_after(4, case, monkeypatch)
+    stopped(case, after=4, monkeypatch=monkeypatch)
     newest = sorted((case.run / paths.CHECKPOINTS / "attempt-0001").iterdir())[-1]
     before = json.loads((newest / "usage.json").read_text())["gpuSeconds"]
     usage = train(case.attempt(2)).result.usage
@@ -136,22 +132,6 @@ def test_gpu_time_goes_on_over_attempts(tmp_path: Path, monkeypatch: pytest.Monk
     assert usage is not None
     assert usage.gpu_seconds is not None
     assert usage.gpu_seconds > before > 0
-
-
-def stop_after(step: int, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = Report._report_step
-
-    def report_and_stop(self: Report, state: Any, logs: dict[str, float]) -> None:
-        report(self, state, logs)
-        if state.global_step == step:
-            PREEMPTION.request()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Report, "_report_step", report_and_stop)
-        with pytest.raises(TrainerError) as failure:
-            train(case)
-    assert failure.value.code is ExitCode.PREEMPTED
-    forget_preemption()
 
 
 # Prometheus.

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +27,7 @@ from finetune_trainer.stage import run_stage
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.storage.folders import upload_folder
 from tests.support.prepared import Case
+from tests.support.processes import read_until, trainer
 from tests.support.training import THIRD_PARTY, forget_preemption, make_case, train
 
 pytestmark = THIRD_PARTY
@@ -44,40 +43,6 @@ def in_bucket(case: Case, bucket: str) -> tuple[Case, Store]:
     store = open_store(bucket, Use.OUTPUT)
     upload_folder(store, case.run, config.run_uri)
     return Case(config, case.env, case.run), store
-
-
-@contextmanager
-def trainer(case: Case) -> Iterator[subprocess.Popen[str]]:
-    """Run the train stage as its container does."""
-    case.env.config.write_text(case.config.to_json())
-    variables = {
-        paths.ENV_CONFIG: str(case.env.config),
-        paths.ENV_WORK: str(case.env.work),
-        paths.ENV_CACHE: str(case.env.cache),
-        paths.ENV_TERMINATION_LOG: str(case.env.termination_log),
-        "OMP_NUM_THREADS": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "finetune_trainer", "train"],
-        env={**os.environ, **variables},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if text in line:
-            return
-    raise AssertionError("".join(seen))
 
 
 def evaluation(case: Case, store: Store) -> dict[str, Any]:

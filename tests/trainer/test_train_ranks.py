@@ -6,9 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import Manifest, TerminationMessage
 from finetune_contract.run_config import Device
 from tests.support.prepared import Case
+from tests.support.processes import read_until, trainer
 from tests.support.training import THIRD_PARTY, Outcome, make_case, train
 
 pytestmark = THIRD_PARTY
@@ -34,43 +32,9 @@ def two_ranks(case: Case) -> Case:
     return Case(case.config.model_copy(update={"device": Device(processes=2)}), case.env, case.run)
 
 
-@contextmanager
-def trainer(case: Case, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the train stage as its container does."""
-    case.env.config.write_text(case.config.to_json())
-    places = {
-        paths.ENV_CONFIG: str(case.env.config),
-        paths.ENV_WORK: str(case.env.work),
-        paths.ENV_CACHE: str(case.env.cache),
-        paths.ENV_TERMINATION_LOG: str(case.env.termination_log),
-        "OMP_NUM_THREADS": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "finetune_trainer", "train"],
-        env={**os.environ, **places, **variables},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.communicate()
-
-
 def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
     _, log = process.communicate(timeout=240)
     return process.returncode, log
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if text in line:
-            return
-    raise AssertionError("".join(seen))
 
 
 def last_word(case: Case) -> TerminationMessage:

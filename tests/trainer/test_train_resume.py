@@ -13,12 +13,11 @@ from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.spec import Optimizer
 from finetune_trainer import callbacks
-from finetune_trainer.callbacks import Report
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import held_out_loss
 from finetune_trainer.preemption import PREEMPTION
 from tests.support.prepared import Case, tiny_model
-from tests.support.training import THIRD_PARTY, Outcome, forget_preemption, make_case, train
+from tests.support.training import THIRD_PARTY, Outcome, forget_preemption, make_case, stopped, train
 
 pytestmark = THIRD_PARTY
 
@@ -31,27 +30,6 @@ STEPS = 9
 def _no_signal_before() -> Iterator[None]:
     forget_preemption()
     yield
-    forget_preemption()
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the signal come while that step is trained."""
-    report = Report._report_step
-
-    def report_and_stop(self: Report, state: Any, logs: dict[str, float]) -> None:
-        report(self, state, logs)
-        if state.global_step == step - 1:
-            PREEMPTION.request()
-
-    monkeypatch.setattr(Report, "_report_step", report_and_stop)
-
-
-def stopped(case: Case, *, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        stop_at(step, patch)
-        with pytest.raises(TrainerError) as failure:
-            train(case)
-    assert failure.value.code is ExitCode.PREEMPTED
     forget_preemption()
 
 
@@ -86,8 +64,8 @@ def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(
     case = make_case(tmp_path / "disturbed", spec=spec, **settings)
 
     # The epoch has four steps of 8 of 29 examples: one stop inside, one at an epoch's end, which measures too.
-    stopped(case, step=3, monkeypatch=monkeypatch)
-    stopped(case.attempt(2), step=8, monkeypatch=monkeypatch)
+    stopped(case, after=2, monkeypatch=monkeypatch)
+    stopped(case.attempt(2), after=7, monkeypatch=monkeypatch)
     resumed = train(case.attempt(3))
 
     assert resumed.result.resumed_from_step == 8
@@ -114,7 +92,7 @@ def test_a_resumed_optimizer_goes_on_where_it_was(
     undisturbed = train(make_case(tmp_path / "undisturbed", **settings))
     case = make_case(tmp_path / "disturbed", **settings)
 
-    stopped(case, step=3, monkeypatch=monkeypatch)
+    stopped(case, after=2, monkeypatch=monkeypatch)
     resumed = train(case.attempt(2))
 
     assert resumed.result.resumed_from_step == 3
@@ -174,7 +152,7 @@ def test_a_signal_before_training_stops_the_run_at_once(tmp_path: Path) -> None:
 def test_a_resumed_run_may_have_another_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed = train(make_case(tmp_path / "undisturbed", total_steps=STEPS))
     case = make_case(tmp_path / "disturbed", total_steps=STEPS)
-    stopped(case, step=5, monkeypatch=monkeypatch)
+    stopped(case, after=4, monkeypatch=monkeypatch)
     lowered = case.config.spec.model_copy(
         update={"hyperparameters": case.config.spec.hyperparameters.model_copy(update={"micro_batch_size": 1})}
     )
@@ -196,7 +174,7 @@ def test_weights_that_were_better_before_stay_apart_from_those_that_go_on(
     measured = count()
     monkeypatch.setattr("finetune_trainer.loop.held_out_loss", worse_later)
     case = make_case(tmp_path, total_steps=STEPS, spec={"checkpoint": {"keep": 100}})
-    stopped(case, step=5, monkeypatch=monkeypatch)
+    stopped(case, after=4, monkeypatch=monkeypatch)
 
     resumed = train(case.attempt(2))
 
@@ -225,7 +203,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
 ) -> None:
     undisturbed = train(make_case(tmp_path / "undisturbed", spec=DROPOUT, total_steps=STEPS))
     case = make_case(tmp_path / "disturbed", spec=DROPOUT, total_steps=STEPS)
-    stopped(case, step=8, monkeypatch=monkeypatch)
+    stopped(case, after=7, monkeypatch=monkeypatch)
     newest = case.run / paths.CHECKPOINTS / "attempt-0001" / "step-00000008" / "optimizer.pt"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -273,14 +251,14 @@ def test_its_own_checkpoints_come_before_those_of_another(
     tmp_path: Path, shorter: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = longer(tmp_path, shorter, "{run}")
-    stopped(case, step=7, monkeypatch=monkeypatch)
+    stopped(case, after=6, monkeypatch=monkeypatch)
 
     assert train(case.attempt(2)).result.resumed_from_step == 6
 
 
 def test_a_run_may_always_begin_anew(tmp_path: Path, shorter: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     case = longer(tmp_path, shorter, "None")
-    stopped(case, step=7, monkeypatch=monkeypatch)
+    stopped(case, after=6, monkeypatch=monkeypatch)
 
     assert train(case.attempt(2)).result.resumed_from_step is None
 

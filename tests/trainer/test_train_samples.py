@@ -12,12 +12,10 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.samples import Sample, from_lines, to_lines
 from finetune_operator.cli.__main__ import main
 from finetune_trainer import samples as samples_module
-from finetune_trainer.callbacks import Report
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.storage.local import FolderStore
-from tests.support.prepared import Case
-from tests.support.training import THIRD_PARTY, Outcome, forget_preemption, make_case, train
+from tests.support.training import THIRD_PARTY, Outcome, forget_preemption, make_case, stopped, train
 
 pytestmark = THIRD_PARTY
 
@@ -28,23 +26,6 @@ SHORT = {"evaluation": {"maxNewTokens": 4}}
 def kept(run: Path | Outcome) -> list[Sample]:
     folder = run.run if isinstance(run, Outcome) else run
     return from_lines((folder / paths.SAMPLES).read_text())
-
-
-def stopped(case: Case, *, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the signal come after a step, and the run end with it."""
-    report = Report._report_step
-
-    def report_and_stop(self: Report, state: Any, logs: dict[str, float]) -> None:
-        report(self, state, logs)
-        if state.global_step == after:
-            PREEMPTION.request()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Report, "_report_step", report_and_stop)
-        with pytest.raises(TrainerError) as failure:
-            train(case)
-    assert failure.value.code is ExitCode.PREEMPTED
-    forget_preemption()
 
 
 def test_held_out_prompts_are_asked_from_the_base_model_to_the_last_step(tmp_path: Path) -> None:

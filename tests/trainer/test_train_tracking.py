@@ -17,15 +17,12 @@ from typing import Any
 import pytest
 
 from finetune_contract import paths
-from finetune_contract.exit_codes import ExitCode
 from finetune_trainer import tracking
-from finetune_trainer.callbacks import Report
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.tracking import Tracker
 from tests.support.mlflow import mlflow_server
 from tests.support.prepared import Case
-from tests.support.training import THIRD_PARTY, Outcome, forget_preemption, make_case, train
+from tests.support.processes import COMMAND, container_environment
+from tests.support.training import THIRD_PARTY, Outcome, make_case, stopped, train
 
 pytestmark = THIRD_PARTY
 
@@ -49,19 +46,7 @@ def tracked(folder: Path, **trackers: Any) -> Case:
 
 
 def stopped_and_resumed(case: Case, monkeypatch: pytest.MonkeyPatch) -> Outcome:
-    report = Report._report_step
-
-    def report_and_stop(self: Report, state: Any, logs: dict[str, float]) -> None:
-        report(self, state, logs)
-        if state.global_step == 3:
-            PREEMPTION.request()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Report, "_report_step", report_and_stop)
-        with pytest.raises(TrainerError) as failure:
-            train(case)
-    assert failure.value.code is ExitCode.PREEMPTED
-    forget_preemption()
+    stopped(case, after=3, monkeypatch=monkeypatch)
     return train(case.attempt(2))
 
 
@@ -123,20 +108,8 @@ def test_an_offline_run_of_wandb_is_among_the_outputs(tmp_path: Path) -> None:
 
 
 def run_as_a_process(case: Case) -> subprocess.CompletedProcess[str]:
-    case.env.config.write_text(case.config.to_json())
-    variables = {
-        paths.ENV_CONFIG: str(case.env.config),
-        paths.ENV_WORK: str(case.env.work),
-        paths.ENV_CACHE: str(case.env.cache),
-        paths.ENV_TERMINATION_LOG: str(case.env.termination_log),
-    }
     return subprocess.run(
-        [sys.executable, "-m", "finetune_trainer", "train"],
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+        COMMAND, env=container_environment(case), capture_output=True, text=True, check=False, timeout=300
     )
 
 

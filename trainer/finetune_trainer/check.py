@@ -11,7 +11,7 @@ from pathlib import Path
 from finetune_contract.prepared import DatasetCounts
 from finetune_contract.run_config import RunConfig
 from finetune_trainer.data.advice import warnings
-from finetune_trainer.data.observe import observe
+from finetune_trainer.data.observe import counts, observe
 from finetune_trainer.data.parts import data_parts
 from finetune_trainer.data.plan import choose_plan
 from finetune_trainer.data.survey import survey
@@ -27,14 +27,4 @@ def run_check(config: RunConfig, env: Environment) -> DatasetCounts:
         seen = survey(parts)
     plan = choose_plan(seen, parts, fraction=dataset.validation.fraction, max_samples=dataset.max_samples)
     observed = observe(config.spec, seen, plan, train_examples=plan.train_examples)
-    return DatasetCounts(
-        format=seen.format,
-        examples=seen.examples,
-        train_examples=plan.train_examples,
-        validation_examples=plan.held_out,
-        duplicates=observed.duplicates,
-        near_duplicates=observed.near_duplicates,
-        leaked=observed.leaked,
-        damaged=observed.damaged,
-        warnings=warnings(observed),
-    )
+    return counts(seen, observed, validation_examples=plan.held_out, advice=warnings(observed))

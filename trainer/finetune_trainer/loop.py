@@ -297,8 +297,7 @@ def _without_needless_mask(_model: Any, args: Any, kwargs: dict[str, Any]) -> tu
     """Take the mask from a training pass: padding stands at the end, and no token looks at a later one.
 
     With a mask SDPA leaves its fast kernels, repeats keys and values for each head and keeps the mask of every layer.
-    The loss that balances experts needs it, to leave padding out.
     """
-    if kwargs.get("fused_lm_head") and not kwargs.get("output_router_logits"):
+    if kwargs.get("fused_lm_head"):
         kwargs.pop("attention_mask", None)
     return args, kwargs

@@ -36,7 +36,7 @@ from finetune_trainer.claim import claim_run
 from finetune_trainer.data.advice import warnings
 from finetune_trainer.data.held_out import HeldOut
 from finetune_trainer.data.lengths import Lengths, measure
-from finetune_trainer.data.observe import observe
+from finetune_trainer.data.observe import counts, observe
 from finetune_trainer.data.parts import Part, data_parts, digest_of_parts, revisions_of_parts
 from finetune_trainer.data.plan import Plan, choose_plan
 from finetune_trainer.data.second_pass import Tokenised, tokenise
@@ -243,20 +243,12 @@ def _summary(config: RunConfig, *, data: Data, shards: Shards, resolved: Resolve
     for warning in advice:
         log.warning("%s", warning)
     return DatasetSummary(
-        format=seen.format,
-        examples=seen.examples,
-        train_examples=train.rows,
-        validation_examples=held.rows,
+        **dict(counts(seen, observed, validation_examples=held.rows, advice=advice)),
         train_tokens=train.tokens,
         loss_tokens=train.loss_tokens,
-        longest=data.lengths.longest,
+        longest=observed.longest,
         truncated=observed.truncated,
         dropped=observed.dropped,
-        duplicates=seen.duplicates,
-        near_duplicates=observed.near_duplicates,
-        leaked=observed.leaked,
-        damaged=observed.damaged,
-        warnings=advice,
     )
 
 

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pydantic import ValidationError
 
 from finetune_contract import paths
-from finetune_contract.evaluation import Comparison, GateResult, JudgeCounts, JudgeVerdict, Scores
+from finetune_contract.evaluation import EvaluationSummary, JudgeVerdict
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.model import Model
 from finetune_contract.outcome import Manifest, OutputFile, TrainingSummary, TrainResult, Usage
@@ -32,15 +32,9 @@ class Exchange(Model):
     """The judge's."""
 
 
-class EvaluationFile(Model):
-    """evaluation.json."""
+class EvaluationFile(EvaluationSummary):
+    """evaluation.json: the summary, scores with all their digits, and what was said."""
 
-    base: Scores
-    tuned: Scores
-    comparisons: tuple[Comparison, ...] = ()
-    gates: tuple[GateResult, ...] = ()
-    judge: JudgeCounts | None = None
-    warnings: tuple[str, ...] = ()
     training: Training
     examples: tuple[Exchange, ...] = ()
     """Held-out questions, if a metric asked for answers."""

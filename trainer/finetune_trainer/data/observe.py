@@ -1,8 +1,9 @@
-"""What the first pass tells about the data, put together for the warnings: no tokenizer is needed for it."""
+"""What the first pass tells about the data, put together for warnings and status: no tokenizer is needed for it."""
 
 from __future__ import annotations
 
 from finetune_contract.defaults import usual_rate
+from finetune_contract.prepared import DatasetCounts
 from finetune_contract.resolve import epochs_of
 from finetune_contract.spec import TuningSpec
 from finetune_trainer.data.advice import Observed
@@ -30,4 +31,19 @@ def observe(spec: TuningSpec, seen: Survey, plan: Plan, *, train_examples: int) 
         objective=spec.objective,
         learning_rate=spec.hyperparameters.learning_rate or usual_rate(spec)[0],
         epochs=epochs_of(spec, train_examples=train_examples),
+    )
+
+
+def counts(seen: Survey, observed: Observed, *, validation_examples: int, advice: tuple[str, ...]) -> DatasetCounts:
+    """Return the counts as the status has them."""
+    return DatasetCounts(
+        format=seen.format,
+        examples=observed.examples,
+        train_examples=observed.train_examples,
+        validation_examples=validation_examples,
+        duplicates=observed.duplicates,
+        near_duplicates=observed.near_duplicates,
+        leaked=observed.leaked,
+        damaged=observed.damaged,
+        warnings=advice,
     )

@@ -24,9 +24,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.estimate import Tuning, estimate
 from finetune_contract.shape import ModelShape
-from finetune_contract.spec import DatasetFormat, Lora, Method, Precision, Quantization
+from finetune_contract.spec import Lora, Method, Precision, Quantization
 
 RESULTS = Path(__file__).parent / "results" / "2026-11-25-estimate.jsonl"
 LLAMA: dict[str, Any] = {

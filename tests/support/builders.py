@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.outcome import Artifact, PrepareResult, TerminationMessage, TrainResult
 from finetune_contract.prepared import DatasetSummary, Estimate, Resolved
-from finetune_contract.spec import DatasetFormat, LossOn, Precision
+from finetune_contract.spec import LossOn, Precision
 from finetune_operator.api.profile import FineTuneProfileSpec
 from finetune_operator.api.report import ProgressReport
 from finetune_operator.api.status import FineTuneJobStatus

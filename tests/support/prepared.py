@@ -17,9 +17,10 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from finetune_contract import paths
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.prepared import DatasetSummary, Estimate, Prepared, Resolved, Shard
 from finetune_contract.run_config import JobIdentity, RunConfig
-from finetune_contract.spec import DatasetFormat, LossOn, Precision, TuningSpec
+from finetune_contract.spec import LossOn, Precision, TuningSpec
 from finetune_trainer.environment import Environment
 
 PAD, EOS = 0, 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_contract.spec import Columns, DatasetFormat
+from finetune_contract.dataset_spec import Columns, DatasetFormat
 from finetune_trainer.data.examples import Call, Conversation, Example, PromptCompletion, Turn
 from finetune_trainer.data.formats import Reading, parse
 from finetune_trainer.data.problems import BadExampleError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune_contract.dataset_spec import DatasetSource
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.spec import DatasetSource
 from finetune_trainer.data.files import data_files
 from finetune_trainer.data.parts import data_parts, revisions_of_parts
 from finetune_trainer.errors import TrainerError

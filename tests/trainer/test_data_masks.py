@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.spec import DatasetFormat, LossOn
+from finetune_contract.spec import LossOn
 from finetune_trainer.data.examples import Call, Conversation, Example, PromptCompletion, Text, Turn
 from finetune_trainer.data.tokenize import IGNORED, Encoded, Encoder, padding_token
 from finetune_trainer.errors import TrainerError

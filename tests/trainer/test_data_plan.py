@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from finetune_contract.dataset_spec import DatasetSource
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.spec import DatasetSource
 from finetune_trainer.data.parts import Part, data_parts, digest_of_parts
 from finetune_trainer.data.plan import HELD_OUT, LEFT_OUT, Plan, choose_plan
 from finetune_trainer.data.survey import examples, survey

@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from finetune_contract.dataset_spec import DatasetFormat, DatasetSource
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.resolve import ResolveError, choose_loss
-from finetune_contract.spec import DatasetFormat, DatasetSource, LossOn, TuningSpec
+from finetune_contract.spec import LossOn, TuningSpec
 from finetune_trainer.data.examples import Conversation, Example, PromptCompletion
 from finetune_trainer.data.formats import Reading, parse
 from finetune_trainer.data.parts import data_parts

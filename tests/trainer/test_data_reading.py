@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.spec import DatasetFormat
 from finetune_trainer.data.examples import Conversation, PromptCompletion, Text, Turn
 from finetune_trainer.data.files import data_digest, data_files
 from finetune_trainer.data.formats import Reading

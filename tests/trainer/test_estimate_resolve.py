@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.prepared import Resolved
 from finetune_contract.resolve import Choice, DataFacts, ResolveError, choose, resolve
 from finetune_contract.run_config import Device
 from finetune_contract.shape import ModelShape
-from finetune_contract.spec import DatasetFormat, TuningSpec
+from finetune_contract.spec import TuningSpec
 from finetune_contract.would_fit import what_would_fit
 
 GIB = 1 << 30

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import Manifest, OutputFile, artifact
-from finetune_contract.spec import Merged, MergedBase, Quantization
+from finetune_contract.output_spec import Merged, MergedBase
+from finetune_contract.spec import Quantization
 from finetune_trainer import export
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.local import FolderStore

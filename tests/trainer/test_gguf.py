@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.spec import GgufType
+from finetune_contract.output_spec import GgufType
 from finetune_trainer import gguf_files
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.gguf_files import CONVERTER, TOLERANCE, write_gguf

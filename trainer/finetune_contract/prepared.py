@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.model import Model
-from finetune_contract.spec import DatasetFormat, LossOn, Precision
+from finetune_contract.spec import LossOn, Precision
 
 SCHEMA_VERSION = 1
 

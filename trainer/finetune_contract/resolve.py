@@ -14,21 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.defaults import BETA, EPOCHS, sides, usual_rate
 from finetune_contract.estimate import Tuning, estimate
 from finetune_contract.prepared import Estimate, Resolved
 from finetune_contract.run_config import Device
 from finetune_contract.shape import ModelShape
-from finetune_contract.spec import (
-    DatasetFormat,
-    Lora,
-    LossOn,
-    Method,
-    Objective,
-    Precision,
-    Quantization,
-    TuningSpec,
-)
+from finetune_contract.spec import Lora, LossOn, Method, Objective, Precision, Quantization, TuningSpec
 
 TIMES_A_RUN = 10
 SAMPLES_A_RUN = 4

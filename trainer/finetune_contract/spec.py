@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune_contract.dataset_spec import DatasetSource
 from finetune_contract.fields import Fraction, Positive, Revision, SecretRef, Uri
 from finetune_contract.measures import (
     EarlyStopping,
@@ -23,6 +24,8 @@ from finetune_contract.measures import (
     Samples,
 )
 from finetune_contract.model import Model
+from finetune_contract.output_spec import Output
+from finetune_contract.tracking_spec import Tracking
 
 
 class Method(StrEnum):
@@ -39,17 +42,6 @@ class Objective(StrEnum):
     SFT = "SFT"
     DPO = "DPO"
     ORPO = "ORPO"
-
-
-class DatasetFormat(StrEnum):
-    """The shape of one example."""
-
-    MESSAGES = "messages"
-    SHARE_GPT = "shareGPT"
-    PROMPT_COMPLETION = "promptCompletion"
-    INSTRUCTION = "instruction"
-    TEXT = "text"
-    PREFERENCE = "preference"
 
 
 class LossOn(StrEnum):
@@ -89,99 +81,6 @@ class ModelSource(Model):
     """Tokens added to the vocabulary, each then one token of the data: their embeddings start as the mean of all, are trained with every method, and travel with adapter, merged weights and tokenizer."""
     secret_ref: SecretRef | None = None
     """Credentials for model.uri."""
-
-
-class Validation(Model):
-    """The held-out part, split off before anything else and never trained on."""
-
-    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the examples that is held out, chosen by a hash of the prompt: equal prompts stay together. Not together with uri."""
-    uri: Uri | None = None
-    """A validation set of its own, in the form of the data: nothing is split off, and training examples with a prompt that stands in it are left out. Of hf://datasets/organisation/name the split validation, or test."""
-    revision: Revision = None
-    """Branch, tag or commit, where uri is hf://datasets/…; main when absent."""
-
-
-Column = Annotated[str, Field(min_length=1, max_length=128)] | None
-
-
-class Columns(Model):
-    """Where each field of the format stands in the data, if it has another name there."""
-
-    messages: Column = None
-    """Column of the turns, for messages."""
-    tools: Column = None
-    """Column of the tools that the assistant may call."""
-    conversations: Column = None
-    """Column of the turns, for shareGPT."""
-    system: Column = None
-    """Column of the system prompt."""
-    prompt: Column = None
-    """Column of the prompt, for promptCompletion."""
-    completion: Column = None
-    """Column of the completion, for promptCompletion."""
-    instruction: Column = None
-    """Column of the instruction."""
-    input: Column = None
-    """Column of what the instruction is about."""
-    output: Column = None
-    """Column of the answer to the instruction."""
-    text: Column = None
-    """Column of plain text."""
-    chosen: Column = None
-    """Column of the better answer, for preference."""
-    rejected: Column = None
-    """Column of the worse answer, for preference."""
-
-
-class MixedSource(Model):
-    """One of several sources."""
-
-    uri: Uri
-    """Where it lies, as dataset.uri."""
-    revision: Revision = None
-    """Branch, tag or commit, where uri is hf://datasets/…; main when absent."""
-    weight: Annotated[float, Field(gt=0, le=100)] = 1
-    """How often each of its examples is trained on in an epoch: 2 is twice, 0.5 is half of them, chosen by their hash."""
-    format: DatasetFormat | None = None
-    """Shape of its examples; dataset.format, or detected, when absent."""
-    columns: Columns | None = None
-    """Names of its columns; dataset.columns when absent."""
-
-
-class DatasetSource(Model):
-    """The examples: from one uri, or from several sources."""
-
-    uri: Uri | None = None
-    """Where the data lies: s3://bucket/path, gs://bucket/path, az://container/path or pvc://claim/path, one file, a prefix or a pattern (s3://bucket/train-*.parquet); hf://datasets/organisation/name, with a path or pattern in it or the split train; or https:// of one file on a public server. JSON Lines, one JSON array, CSV with a header or Parquet, plain or compressed (gzip, zstd, bzip2, xz)."""
-    format: DatasetFormat | None = None
-    """Shape of an example; detected from the data when absent. messages: {"messages": [{"role", "content"}]}, with tools also {"tools"}, tool_calls and the role tool. shareGPT: {"conversations": [{"from", "value"}]}. promptCompletion: {"prompt", "completion"}. instruction: {"instruction", "input", "output"}. text: {"text"}. preference: {"prompt", "chosen", "rejected"}, as text or as turns."""
-    revision: Revision = None
-    """Branch, tag or commit, where uri is hf://datasets/…; main when absent."""
-    split: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    """Split of hf://datasets/organisation/name, as its files are named; train when absent."""
-    sources: Annotated[tuple[MixedSource, ...], Field(max_length=16)] = ()
-    """Several sources in place of uri, each with its weight. Conversations of different formats mix; other formats do not."""
-    columns: Columns = Columns()
-    """Names of the data's columns, where they are not those of the format: {prompt: question, completion: answer}."""
-    system_prompt: Annotated[str, Field(min_length=1, max_length=16384)] | None = None
-    """System prompt put before every conversation that has none. Serve the model with the same one."""
-    max_samples: Positive | None = None
-    """Most examples that are used, chosen by their hash: a fair sample for a quick try. All when absent."""
-    validation: Validation = Validation()
-    """The held-out part."""
-    secret_ref: SecretRef | None = None
-    """Credentials for the data."""
-
-    @property
-    def uris(self) -> tuple[str, ...]:
-        """Return every URI that data is read from."""
-        return tuple(uri for uri in (self.uri, *(one.uri for one in self.sources), self.validation.uri) if uri)
-
-    @property
-    def origin(self) -> str:
-        """Return where the training data lies, for people."""
-        return self.uri or ", ".join(one.uri for one in self.sources)
 
 
 Modules = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(max_length=64)]
@@ -300,109 +199,6 @@ class Checkpoint(Model):
     """Where the run starts: Latest (its own newest checkpoint, else the beginning), None (every attempt begins anew), or the folder of another run or checkpoint, as s3://models/support-bot/run-1, with the same model, method and data; it is read with the credentials of output.uri."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
     """Newest checkpoints that are kept."""
-
-
-class MergedBase(StrEnum):
-    """Which base weights the adapter of QLoRA is merged into."""
-
-    DEQUANTIZED = "dequantized"
-    ORIGINAL = "original"
-
-
-class Merged(Model):
-    """The weights with the adapter merged in, ready to serve."""
-
-    enabled: bool = True
-    """Write them."""
-    base: MergedBase | None = None
-    """Only with QLoRA: the base that the adapter is merged into. dequantized, when absent: the 4-bit base that it was trained on and evaluated with, back in 16 bit. original: the model's own 16-bit weights, another model than the one that was evaluated."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Number format of the written weights; the merge itself is computed in float32."""
-    max_shard_size: Annotated[str, Field(max_length=16, pattern=r"^[1-9][0-9]{0,5}(MB|GB|MiB|GiB)$")] = "5GB"
-    """Largest weight file, as transformers writes it: 500MB, 5GB. Larger models are split and get an index."""
-
-
-class GgufType(StrEnum):
-    """Number format of the matrices in a GGUF file."""
-
-    F32 = "f32"
-    F16 = "f16"
-    BF16 = "bf16"
-    Q8_0 = "q8_0"
-    Q5_1 = "q5_1"
-    Q5_0 = "q5_0"
-    Q4_1 = "q4_1"
-    Q4_0 = "q4_0"
-
-
-class Gguf(Model):
-    """The merged weights for llama.cpp and Ollama, with a Modelfile."""
-
-    types: Annotated[tuple[GgufType, ...], Field(min_length=1, max_length=4)] = (GgufType.Q8_0,)
-    """One file each: f32, f16, bf16, q8_0 (half the size, almost no loss), q5_1, q5_0, q4_1, q4_0 (a quarter). The Modelfile takes the first."""
-
-
-class Hub(Model):
-    """A repository on the Hugging Face hub."""
-
-    repo: Annotated[str, Field(max_length=193, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Repository, as organisation/name; created if it is not there."""
-    private: bool = True
-    """Whether a repository that is created is private. One that is there stays as it is."""
-    secret_ref: SecretRef | None = None
-    """Secret with HF_TOKEN, a token that may write; that of output.secretRef when absent."""
-
-
-class Output(Model):
-    """Where the results go."""
-
-    uri: Uri
-    """Where the results go: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or pvc://claim/path. A run's results lie under run-<n>/ below it, the manifest written last."""
-    merged: Merged = Merged()
-    """The merged weights."""
-    gguf: Gguf | None = None
-    """The merged weights as GGUF, for llama.cpp and Ollama; none when absent. A model that cannot be written as GGUF is a warning in status.outputs, the other outputs are kept."""
-    hub: Hub | None = None
-    """Where the results are pushed to as well, once they are complete in output.uri. A failure is a warning in status.outputs."""
-    secret_ref: SecretRef | None = None
-    """Credentials for output.uri."""
-
-
-class Mlflow(Model):
-    """An MLflow tracking server."""
-
-    tracking_uri: Annotated[str, Field(max_length=512, pattern=r"^https?://[^@/?#]+(/[^@?#]*)?$")]
-    """URL of the server, as https://mlflow.example.com. Credentials come from tracking.secretRef."""
-    experiment: Annotated[str, Field(min_length=1, max_length=253)] | None = None
-    """Experiment that the run belongs to; the job's name when absent. It is made where there is none."""
-
-
-class Wandb(Model):
-    """Weights & Biases."""
-
-    project: Annotated[str, Field(min_length=1, max_length=128)]
-    """Project that the run belongs to."""
-    entity: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    """User or team; the default one of the API key when absent."""
-    mode: Literal["online", "offline"] = "online"
-    """offline writes the run to wandb/ beside the outputs, for `wandb sync`, and needs neither network nor key."""
-
-
-class TensorBoard(Model):
-    """Event files for TensorBoard, in tensorboard/ beside the outputs."""
-
-
-class Tracking(Model):
-    """Where the run's figures go beside status and report. A tracker that fails or hangs never costs the run."""
-
-    mlflow: Mlflow | None = None
-    """An MLflow tracking server."""
-    wandb: Wandb | None = None
-    """Weights & Biases."""
-    tensorboard: TensorBoard | None = None
-    """Event files for TensorBoard: write {} to have them."""
-    secret_ref: SecretRef | None = None
-    """Credentials of the trackers."""
 
 
 class TuningSpec(Model):

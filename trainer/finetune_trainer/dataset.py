@@ -17,10 +17,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_contract import paths
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.prepared import Prepared, Shard
 from finetune_contract.run_config import RunConfig
-from finetune_contract.spec import DatasetFormat
 from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.storage import Store
 

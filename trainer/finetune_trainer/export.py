@@ -22,10 +22,11 @@ from finetune_contract import paths
 from finetune_contract.evaluation import EvaluationSummary, JudgeVerdict
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import Manifest, OutputFile, TrainResult, artifact
+from finetune_contract.output_spec import Gguf, MergedBase
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
 from finetune_contract.samples import Sample, to_lines
-from finetune_contract.spec import Gguf, MergedBase, Method, Quantization
+from finetune_contract.spec import Method, Quantization
 from finetune_trainer.dataset import Question
 from finetune_trainer.errors import AlreadyExistsError, TrainerError
 from finetune_trainer.evaluation.measured import Measured

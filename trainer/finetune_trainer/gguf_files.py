@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_contract.spec import GgufType
+from finetune_contract.output_spec import GgufType
 from finetune_trainer.logs import log
 from finetune_trainer.ollama import modelfile
 from finetune_trainer.storage.failures import disk_full

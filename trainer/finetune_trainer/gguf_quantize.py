@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetune_contract.spec import GgufType
+from finetune_contract.output_spec import GgufType
 
 _SENSITIVE = ("token_embd.weight", "output.weight")
 _BLOCK = 32

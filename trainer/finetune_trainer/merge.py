@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.spec import Merged, Quantization
+from finetune_contract.output_spec import Merged
+from finetune_contract.spec import Quantization
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.logs import log
 from finetune_trainer.model import load_base

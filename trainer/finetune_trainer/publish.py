@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import Manifest, Pushed, TrainResult
+from finetune_contract.output_spec import Hub
 from finetune_contract.run_config import RunConfig, Use
-from finetune_contract.spec import Hub
 from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.hub import DEFAULT_ENDPOINT, patiently
 from finetune_trainer.logs import log

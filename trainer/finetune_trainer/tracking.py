@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from finetune_contract import paths
 from finetune_contract.run_config import RunConfig, Use
-from finetune_contract.spec import Mlflow, Wandb
+from finetune_contract.tracking_spec import Mlflow, Wandb
 from finetune_trainer.logs import log
 
 CLOSE = 20.0

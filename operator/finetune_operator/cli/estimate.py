@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_contract import paths
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.resolve import Choice, DataFacts, ResolveError, choose
 from finetune_contract.run_config import Device, Use
 from finetune_contract.shape import ModelShape, UnknownShapeError
-from finetune_contract.spec import DatasetFormat, Method, TuningSpec
+from finetune_contract.spec import Method, TuningSpec
 from finetune_operator.api import constants as c
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.builders.quantities import quantity

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_contract.spec import Columns, DatasetFormat
+from finetune_contract.dataset_spec import Columns, DatasetFormat
 from finetune_trainer.data.conversations import from_messages, from_share_gpt, with_system
 from finetune_trainer.data.examples import Conversation, Example, PromptCompletion, Text, Turn
 from finetune_trainer.data.preference import parse_preference

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune_contract.spec import DatasetSource
+from finetune_contract.dataset_spec import DatasetSource
 from finetune_trainer.data.files import data_digest, data_files
 from finetune_trainer.data.formats import Reading
 from finetune_trainer.data.read import DataFile

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.spec import DatasetFormat
 from finetune_trainer.data.checks import Checks
 from finetune_trainer.data.examples import Conversation, Example, example_digest, prompt_digest, text_digest
 from finetune_trainer.data.formats import CHAT, parse

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.spec import DatasetFormat, LossOn
+from finetune_contract.spec import LossOn
 from finetune_trainer.data.examples import Conversation, Example, PromptCompletion
 from finetune_trainer.data.formats import CHAT
 from finetune_trainer.data.problems import BadExampleError, Problems

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.measures import Measure, MetricName
-from finetune_contract.spec import DatasetFormat, Evaluation
+from finetune_contract.spec import Evaluation
 from finetune_trainer.dataset import Question
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.json_answers import is_json, schema_check

@@ -31,13 +31,15 @@ venv: $(STAMP) $(TOOLS) ## Make .venv: the pinned packages, this project, kubect
 
 tools: $(TOOLS)
 
-# The pins are complete (--no-deps) and wheels (--no-build): a machine without a compiler is enough.
+# The pins are complete (--no-deps) and wheels: a machine without a compiler is enough. DeepSpeed comes as source alone,
+# whose build copies Python files; what that build needs is pinned as well.
 $(STAMP): $(PINS) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "$(PYTHON) is $$($(PYTHON) --version 2>&1): 3.11, 3.12 or 3.13 is needed (make PYTHON=python3.12 ...)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build --require-hashes -r requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --only-binary :all: --no-binary deepspeed \
+		--build-constraints requirements/bootstrap.txt --require-hashes -r requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -P -c 'import finetune_operator, finetune_contract, finetune_trainer' || \
 		{ echo "the editable install misses a folder: see .venv/lib/python*/site-packages/*.pth" >&2; exit 1; }

@@ -181,8 +181,9 @@ def make_loop(setting: Setting, folder: Path) -> Any:
     from datasets import Dataset
 
     from finetune_contract.prepared import DatasetSummary, Estimate, Prepared
+    from finetune_trainer.arguments import loop_arguments
     from finetune_trainer.dataset import Data
-    from finetune_trainer.loop import Loop, loop_arguments
+    from finetune_trainer.loop import Loop
     from finetune_trainer.model import trained_in_float32
     from tests.support.prepared import UID, make_config
 

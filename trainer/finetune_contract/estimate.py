@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from finetune_contract import activations
 from finetune_contract.prepared import Estimate
 from finetune_contract.shape import ModelShape
+from finetune_contract.sharing import ALONE, Sharing
 from finetune_contract.spec import Lora, Method, Optimizer, Precision, Quantization
 
 GIB = 1 << 30
@@ -63,6 +64,8 @@ class Tuning:
     """Tokens added to the vocabulary."""
     sides: int = 1
     """Sequences an example: a preference has two."""
+    sharing: Sharing = ALONE
+    """What the GPUs share out."""
 
 
 def estimate(shape: ModelShape, tuning: Tuning, *, gpu_bytes: int | None = None) -> Estimate:

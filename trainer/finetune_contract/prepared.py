@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_contract.dataset_spec import DatasetFormat
+from finetune_contract.deepspeed_spec import Offload
 from finetune_contract.model import Model
 from finetune_contract.spec import LossOn, Precision
 
@@ -106,6 +107,10 @@ class Resolved(Model):
     """Number format of the computation."""
     gradient_checkpointing: bool
     """Whether activations are recomputed."""
+    zero_stage: int = 0
+    """What the GPUs share out: DeepSpeed's ZeRO stage."""
+    offload: Offload = Offload.NONE
+    """What lies in the node's memory."""
     loss: LossOn
     """Tokens that are trained on."""
     eval_every_steps: int

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TypeVar
 
 from finetune_contract.dataset_spec import DatasetFormat
@@ -20,6 +21,7 @@ from finetune_contract.estimate import Tuning, estimate
 from finetune_contract.prepared import Estimate, Resolved
 from finetune_contract.run_config import Device
 from finetune_contract.shape import ModelShape
+from finetune_contract.sharing import Sharing, sharings
 from finetune_contract.spec import Lora, LossOn, Method, Objective, Precision, Quantization, TuningSpec
 
 TIMES_A_RUN = 10
@@ -31,6 +33,13 @@ OUTLIER = 2
 CPU_TOKENS = 4096
 GPU_TOKENS = 16384
 """Tokens of a micro-batch beyond which a GPU gets no faster."""
+
+_WHY_STAGE = {
+    0: "each GPU holds all that it needs",
+    1: "the GPUs share the optimizer's state",
+    2: "a GPU has no room for optimizer and gradients of the whole model, they share them",
+    3: "a GPU has no room for the whole model, they share it",
+}
 
 T = TypeVar("T")
 
@@ -60,6 +69,7 @@ class Choice:
     gradient_checkpointing: bool
     precision: Precision
     packing: bool
+    sharing: Sharing
     loss: LossOn
     estimate: Estimate
     because: dict[str, str]
@@ -136,6 +146,7 @@ def choose(
         gradient_checkpointing=tuning.recompute,
         precision=precision,
         packing=tuning.packing,
+        sharing=tuning.sharing,
         loss=choose_loss(spec, facts.format),
         estimate=found,
         because=because,
@@ -174,6 +185,8 @@ def resolve(
         packing=choice.packing,
         precision=choice.precision,
         gradient_checkpointing=choice.gradient_checkpointing,
+        zero_stage=choice.sharing.zero_stage,
+        offload=choice.sharing.offload,
         loss=choice.loss,
         eval_every_steps=_or(spec.evaluation.every_steps, every, because, "evalEverySteps", about_ten),
         checkpoint_every_steps=_checkpoint_steps(spec, every, because, about_ten),
@@ -212,14 +225,22 @@ def _fitting(
     given = spec.hyperparameters.packing
     sparse = mean < tuning.sequence_length / 2 and spec.objective is Objective.SFT
     tried = [
-        replace(tuning, micro_batch=size, recompute=again, packing=(size > 1 and sparse) if given is None else given)
-        for again, size in _order(spec, tuning, device)
+        replace(
+            tuning,
+            micro_batch=size,
+            recompute=again,
+            sharing=sharing,
+            packing=(size > 1 and sparse) if given is None else given,
+        )
+        for again, sharing, size in _order(spec, tuning, device)
     ]
     estimates = [estimate(shape, one, gpu_bytes=memory) for one in tried]
     best = next((at for at, found in enumerate(estimates) if found.fits is not False), len(tried) - 1)
     chosen = tried[best]
     if spec.hyperparameters.micro_batch_size is None:
         because["microBatchSize"] = _why_micro_batch(device, memory)
+    if device.ranks > 1 and (spec.deepspeed is None or spec.deepspeed.zero_stage is None):
+        because["zeroStage"] = _WHY_STAGE[chosen.sharing.zero_stage]
     if spec.hyperparameters.gradient_checkpointing is None:
         because["gradientCheckpointing"] = (
             "without it no micro-batch fits the GPU" if chosen.recompute else "the activations fit without it"
@@ -227,12 +248,11 @@ def _fitting(
     return chosen, estimates[best]
 
 
-def _order(spec: TuningSpec, tuning: Tuning, device: Device) -> Iterator[tuple[bool, int]]:
+def _order(spec: TuningSpec, tuning: Tuning, device: Device) -> Iterator[tuple[bool, Sharing, int]]:
     sizes = _micro_batches(spec, tuning.sequence_length, device)
     given = spec.hyperparameters.gradient_checkpointing
-    for again in (given,) if given is not None else (False, True):
-        for size in sizes:
-            yield again, size
+    # Sharing costs what crosses the wires between GPUs, recomputation a third of the step.
+    return product((given,) if given is not None else (False, True), sharings(spec, device), sizes)
 
 
 def _micro_batches(spec: TuningSpec, length: int, device: Device) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_contract.dataset_spec import DatasetSource
+from finetune_contract.deepspeed_spec import DeepSpeed
 from finetune_contract.fields import Fraction, Positive, Revision, SecretRef, Uri
 from finetune_contract.measures import (
     EarlyStopping,
@@ -218,6 +219,8 @@ class TuningSpec(Model):
     """Adapters; only with LoRA and QLoRA."""
     quantization: Quantization | None = None
     """How QLoRA holds the base model; only with QLoRA."""
+    deepspeed: DeepSpeed | None = None
+    """How GPUs share what one cannot hold; with Full and LoRA. Chosen by the memory when absent."""
     hyperparameters: Hyperparameters = Hyperparameters()
     """What steers the optimisation."""
     evaluation: Evaluation = Evaluation()

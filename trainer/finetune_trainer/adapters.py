@@ -72,10 +72,13 @@ def has_adapters(model: Any) -> bool:
     return isinstance(model, PeftModel)
 
 
-def save_adapters(model: Any, folder: Path) -> None:
-    """Write the adapters, and what else is trained beside them, as a resume needs them."""
+def save_adapters(model: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
+    """Write the adapters, and what else is trained beside them, as a resume needs them.
+
+    `weights` are those of the trained parameters, by name, where the model itself does not have them whole.
+    """
     # What is trained of the embeddings is in the adapter; PEFT would ask the hub about the rest.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
     (folder / "README.md").unlink(missing_ok=True)
     principal.save_start(model, folder)
 

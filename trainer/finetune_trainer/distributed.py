@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -46,6 +46,8 @@ class World:
     local_rank: int = 0
     group: Any = None
     """The gloo group; None with one process."""
+    in_step: bool = False
+    """No process has the model's whole weights, so that each takes part in every pass of each other."""
 
     @property
     def first(self) -> bool:
@@ -92,10 +94,13 @@ class World:
         for start in range(0, len(parts), self.size):
             safe_point()
             place = start + self.rank
-            if place < len(parts) and failure is None:
+            if failure is None and (place < len(parts) or self.in_step):
                 try:
-                    done[place] = work(parts[place])
+                    # In step, a rank that has nothing left does what another one does.
+                    done[min(place, len(parts) - 1)] = work(parts[min(place, len(parts) - 1)])
                 except Exception as error:
+                    if self.in_step:  # the others wait inside the model: this process ends, and then they
+                        raise
                     # The others go on until they hear of it: a rank that left would leave them waiting.
                     failure = explain(error)
         return self._collected(done, failure, len(parts))
@@ -171,6 +176,12 @@ def join() -> None:
     group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=2 * FETCHING))
     PREEMPTION.needs_agreement = True
     WORLD = World(rank=rank, size=size, local_rank=local_rank, group=group)
+
+
+def pass_in_step() -> None:
+    """From now on every process takes part in each pass through the model."""
+    global WORLD  # noqa: PLW0603
+    WORLD = replace(WORLD, in_step=True)
 
 
 def told_to_stop() -> bool:

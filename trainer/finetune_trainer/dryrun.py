@@ -120,7 +120,7 @@ def dry_run(loop: Loop, *, micro_batch: int) -> None:
             torch.cuda.reset_peak_memory_stats()
         batch = longest_batch(loop, micro_batch)
         with computing(loop.precision), _alone(loop):
-            loss = loop.training_step(loop.model, batch, batch["labels"][:, 1:].ne(IGNORED).sum())
+            loss = loop.try_pass(batch, batch["labels"][:, 1:].ne(IGNORED).sum())
         require_finite(loss.item(), "loss of the dry run")
         require_finite(_gradient_norm(loop.model), "gradients' norm of the dry run")
     finally:
@@ -170,5 +170,4 @@ def _memory(loop: Loop) -> tuple[int, int] | None:
 def _like_optimizer_state(loop: Loop) -> list[torch.Tensor]:
     # The optimizer allocates its state at the first real step; held here, it counts towards the peak.
     size = STATE_BYTES[optimizer_called(loop.args.optim)]
-    trained = [parameter for parameter in loop.model.parameters() if parameter.requires_grad]
-    return [torch.empty(int(size * one.numel()), dtype=torch.uint8, device=one.device) for one in trained]
+    return [torch.empty(int(size * one.numel()), dtype=torch.uint8, device=one.device) for one in loop.optimized]

@@ -20,23 +20,20 @@ from trl import SFTConfig
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import Usage
-from finetune_contract.prepared import Prepared, Resolved
-from finetune_contract.run_config import RunConfig
+from finetune_contract.prepared import Prepared
 from finetune_contract.spec import Precision
-from finetune_trainer.adapters import has_adapters, load_adapters
 from finetune_trainer.best import BEST, BEST_RECORD, Best, move_best
 from finetune_trainer.checkpoint import CheckpointUploader
 from finetune_trainer.dataset import Data, collator
 from finetune_trainer.distributed import FETCHING, told_to_stop, world
-from finetune_trainer.environment import collective_timeout
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import held_out_loss
 from finetune_trainer.figures import GpuClock
 from finetune_trainer.held_out import stop_reason
-from finetune_trainer.model import device, save_weights
-from finetune_trainer.optimizers import raise_second_rates, transformers_name
-from finetune_trainer.ranked import RankedTrainer, shareable
+from finetune_trainer.optimizers import raise_second_rates
+from finetune_trainer.ranked import shareable
 from finetune_trainer.summary import trained_tokens
+from finetune_trainer.zero import ZeroTrainer
 
 STATE = "trainer_state.json"
 USAGE = "usage.json"
@@ -50,7 +47,7 @@ class _StopBeforeTheFirstStepError(Exception):
     """The measurement that a resumed run begins with says that it is over; Trainer would train a step first."""
 
 
-class Loop(RankedTrainer):
+class Loop(ZeroTrainer):
     """One run's training loop."""
 
     control: TrainerControl
@@ -87,6 +84,7 @@ class Loop(RankedTrainer):
         self.model.register_forward_pre_hook(_without_needless_mask, with_kwargs=True)
         if routing is not None:  # TRL writes what it was told into the model's configuration, which is exported
             model.config.get_text_config().router_aux_loss_coef = routing
+        self.start_engine()
 
     @property
     def folder(self) -> Path:
@@ -157,9 +155,7 @@ class Loop(RankedTrainer):
         """Put the best weights into the model; those of the last step are there if nothing was measured."""
         if self.best and self.best.step != self.state.global_step:
             world().barrier(limit=FETCHING)  # the first rank may still wait for storage or a tracker
-            if world().first:
-                self._load_from_checkpoint(str(self.folder / BEST))
-            world().copy_from_first(self.model)
+            self.put_weights(self.folder / BEST)
 
     def _train_on(self, checkpoint: Path, state: TrainerState) -> None:
         self._resumed_at = state.global_step
@@ -185,13 +181,6 @@ class Loop(RankedTrainer):
             raise_second_rates(self.optimizer, self.model, ratio=self._second_rate)
         return self.optimizer
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        if has_adapters(self.model):
-            # Trainer would take `best/` for a second adapter, and train with both.
-            load_adapters(self.model, Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
-
     def _adopt_best(self, checkpoint: Path) -> None:
         if not (checkpoint / BEST_RECORD).is_file():
             return
@@ -211,19 +200,17 @@ class Loop(RankedTrainer):
 
     def _keep_as_best(self, loss: float) -> None:
         self.best = Best(step=self.state.global_step, loss=loss)
-        if not world().first:
-            return
-        shutil.rmtree(self.folder / BEST, ignore_errors=True)
-        save_weights(self.model, self.folder / BEST)
+        if world().first:
+            shutil.rmtree(self.folder / BEST, ignore_errors=True)
+        self.save_weights(self.folder / BEST)
 
     def _save_checkpoint(self, *_: Any) -> None:
         """Write what a resume needs, and hand it to the uploader (instead of keeping it in the working folder)."""
         folder = self.folder / f"checkpoint-{self.state.global_step}"
         random_states = self.random_states()
+        self.save_state(folder)
         if not world().first:
             return
-        save_weights(self.model, folder)
-        self._save_optimizer_and_scheduler(str(folder))
         for name, content in random_states.items():
             (folder / name).write_bytes(content)
         self.state.save_to_json(str(folder / STATE))
@@ -235,48 +222,6 @@ class Loop(RankedTrainer):
                 shutil.copytree(self.folder / BEST, folder / BEST)
         if self.uploader:
             self.uploader.submit(folder, self.state.global_step)
-
-
-def loop_arguments(config: RunConfig, resolved: Resolved, *, micro_batch: int, folder: Path) -> SFTConfig:
-    """Return TRL's arguments: everything that matters is said, since its defaults are not Trainer's."""
-    wanted = config.spec.hyperparameters
-    on_gpu = device().type == "cuda"
-    return SFTConfig(
-        output_dir=str(folder),
-        max_steps=resolved.total_steps,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=resolved.batch_size // (micro_batch * world().size),
-        learning_rate=resolved.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if wanted.scheduler == "constant" else wanted.scheduler,
-        warmup_steps=math.ceil(wanted.warmup_ratio * resolved.total_steps),
-        weight_decay=wanted.weight_decay,
-        max_grad_norm=wanted.max_grad_norm,
-        optim=transformers_name(wanted.optimizer, on_gpu=on_gpu),
-        bf16=resolved.precision is Precision.BFLOAT16,
-        # The name of transformers 5.17, too, which newer ones call activation_checkpointing.
-        gradient_checkpointing=resolved.gradient_checkpointing,
-        seed=wanted.seed,
-        data_seed=wanted.seed,
-        use_cpu=not on_gpu,
-        ddp_backend=None if on_gpu or world().size == 1 else "gloo",
-        ddp_timeout=int(collective_timeout()),
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
-        dataloader_pin_memory=on_gpu,
-        # The shards are tokenised and cut: nothing is left to prepare.
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        # A mean over a micro-batch, so that its size would change the result; plain transformers has none either.
-        router_aux_loss_coef=0.0,
-        eval_strategy="steps",
-        eval_steps=resolved.eval_every_steps,
-        save_strategy="no",  # callbacks.py says when
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would hide a loss that is not finite behind the mean of those before
-        report_to="none",  # tracking.py adds the callbacks
-        run_name=f"{config.job.name}-run-{config.job.run}",
-        disable_tqdm=True,
-    )
 
 
 def require_finite(value: float, what: str) -> None:

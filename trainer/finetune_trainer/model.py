@@ -1,7 +1,8 @@
 """The model as each method trains it.
 
 LoRA: the base in the precision of the computation, frozen, adapters in float32. QLoRA: the same on a base in NF4.
-Full: all weights in float32, computed with in bfloat16 under autocast, since updates of 1e-5 vanish in bfloat16.
+Full: all weights in float32, computed with in bfloat16 under autocast, since updates of 1e-5 vanish in bfloat16; with
+ZeRO the weights to compute with are there beside those in float32, of which each process holds a share.
 Only safetensors are read, never pickles, and no code that a model folder may bring along.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from finetune_contract.deepspeed_spec import PARTITIONED_WEIGHTS
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.prepared import Resolved
 from finetune_contract.run_config import RunConfig
@@ -20,7 +22,6 @@ from finetune_contract.spec import Lora, Method, Precision, Quantization
 from finetune_trainer.adapters import attach, has_adapters, save_adapters
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.failures import explain
-from finetune_trainer.principal import make_plain
 from finetune_trainer.vocabulary import grow_embeddings, ids_of
 
 
@@ -33,8 +34,12 @@ def load_for_training(config: RunConfig, resolved: Resolved, folder: Path, token
     """Load the base model as the method needs it, adapters attached. Raises MODEL_INVALID, CONFIG_INVALID."""
     spec = config.spec
     quantization = (spec.quantization or Quantization()) if spec.method is Method.QLORA else None
-    dtype = torch.float32 if spec.method is Method.FULL else compute_dtype(resolved.precision)
-    base = load_base(folder, dtype=dtype, quantization=quantization)
+    # With ZeRO the optimizer holds the float32 weights, and the model those that it computes with.
+    whole = spec.method is Method.FULL and not resolved.zero_stage
+    dtype = torch.float32 if whole else compute_dtype(resolved.precision)
+    base = load_base(
+        folder, dtype=dtype, quantization=quantization, partitioned=resolved.zero_stage == PARTITIONED_WEIGHTS
+    )
     base.config.use_cache = False
     new_tokens = ids_of(tokenizer, spec.model.new_tokens)
     grow_embeddings(base, new_tokens)
@@ -53,9 +58,16 @@ def load_for_training(config: RunConfig, resolved: Resolved, folder: Path, token
 
 
 def load_base(
-    folder: Path, *, dtype: torch.dtype, quantization: Quantization | None = None, on: torch.device | None = None
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    quantization: Quantization | None = None,
+    on: torch.device | None = None,
+    partitioned: bool = False,
 ) -> Any:
-    """Load the weights of a model folder onto this process's device, or onto `on`. Raises MODEL_INVALID."""
+    """Load the weights of a model folder onto this process's device, or onto `on`; if `partitioned`, a share of them
+    (inside `zero.loading`). Raises MODEL_INVALID.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
@@ -63,7 +75,7 @@ def load_base(
             folder,
             dtype=dtype,
             quantization_config=_nf4(quantization, dtype) if quantization else None,
-            device_map={"": on or device()},
+            device_map=None if partitioned else {"": on or device()},
             attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
@@ -115,12 +127,6 @@ def save_weights(model: Any, folder: Path) -> None:
         save_adapters(model, folder)
     else:
         model.save_pretrained(folder)
-
-
-def save_result(model: Any, folder: Path) -> None:
-    """Write what was trained to a folder, for everyone: an adapter belongs to the base model as the user has it."""
-    save_weights(model, folder)
-    make_plain(folder)
 
 
 def _nf4(quantization: Quantization, dtype: torch.dtype) -> Any:

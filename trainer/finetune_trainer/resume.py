@@ -71,6 +71,8 @@ def identity(config: RunConfig, prepared: Prepared) -> dict[str, str]:
         "hyperparameters.optimizer": str(spec.hyperparameters.optimizer),
         "hyperparameters.weightDecay": f"{spec.hyperparameters.weight_decay:g}",
         "hyperparameters.seed": str(spec.hyperparameters.seed),
+        # Any stage goes on from any other: whole tensors by name. Without ZeRO the optimizer's state is another file.
+        "deepspeed": "ZeRO" if resolved.zero_stage else "none",
     }
     if spec.method is not Method.FULL:
         lora = (spec.lora or Lora()).model_copy(update={"alpha": resolved.lora_alpha})

@@ -20,6 +20,7 @@ from finetune_contract.outcome import TrainResult
 from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.samples import Sample
 from finetune_contract.spec import Lora, Objective
+from finetune_trainer.arguments import loop_arguments
 from finetune_trainer.claim import claim_run
 from finetune_trainer.dataset import fetch_data, read_prepared
 from finetune_trainer.distributed import FETCHING, world
@@ -35,8 +36,8 @@ from finetune_trainer.export import Lineage, export
 from finetune_trainer.fetch import fetch_model
 from finetune_trainer.figures import GpuClock, gpus
 from finetune_trainer.logs import log
-from finetune_trainer.loop import Loop, loop_arguments
-from finetune_trainer.model import load_for_training, save_result, set_recomputation, trained_in_float32
+from finetune_trainer.loop import Loop
+from finetune_trainer.model import load_for_training, set_recomputation, trained_in_float32
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.preference import Preference
 from finetune_trainer.preference_loop import PreferenceLoop
@@ -52,6 +53,7 @@ from finetune_trainer.summary import Training
 from finetune_trainer.tokenizer import load_tokenizer
 from finetune_trainer.watchdog import WATCHDOG
 from finetune_trainer.watchers import training_of, watch_over
+from finetune_trainer.zero import loading, sharing_settings
 
 _SAME = 1e-2
 """Two measurements of the same weights may differ by this share, on a GPU and in other batches."""
@@ -111,10 +113,11 @@ def _tune(run: Run, progress: Progress) -> tuple[Path, Lineage] | None:
     loop, base = _get_ready(run)
     training, samples = _train(run, loop, progress)
     tuned = _evaluate(run, loop, training)
+    weights = run.folder / "tuned"
+    loop.save_result(weights)
+    loop.stop_engine()
     if not world().first:
         return None
-    weights = run.folder / "tuned"
-    save_result(loop.model, weights)
     judged = _judge(run, base, tuned)
     lineage = Lineage(
         config=run.config,
@@ -134,15 +137,20 @@ def _tune(run: Run, progress: Progress) -> tuple[Path, Lineage] | None:
 def _get_ready(run: Run) -> tuple[Loop, Measured]:
     """Load the model, find the micro-batch that fits, and ask the base model while the weights are still its own."""
     log.info("loading %s for %s", run.config.spec.model.uri, run.config.spec.method)
-    model = load_for_training(run.config, run.prepared.resolved, run.fetched.path, run.tokenizer)
     resolved, early_stopping = run.prepared.resolved, run.config.spec.evaluation.early_stopping
+    wanted = Plan(_wanted_micro_batch(run), resolved.gradient_checkpointing)
+    sharing = sharing_settings(run.config, resolved, micro_batch=wanted.micro_batch)
+    with loading(sharing):
+        model = load_for_training(run.config, resolved, run.fetched.path, run.tokenizer)
     preference = _preference(run)
     kind = partial(PreferenceLoop, preference=preference) if preference else Loop
 
     def make(plan: Plan) -> Loop:
         micro_batch, chosen = plan.micro_batch, resolved.model_copy(update={"gradient_checkpointing": plan.recompute})
         set_recomputation(model, on=plan.recompute)
-        arguments = loop_arguments(run.config, chosen, micro_batch=micro_batch, folder=run.folder / "loop")
+        arguments = loop_arguments(
+            run.config, chosen, micro_batch=micro_batch, folder=run.folder / "loop", sharing=sharing
+        )
         loop = kind(
             model=model,
             tokenizer=run.tokenizer,
@@ -153,13 +161,15 @@ def _get_ready(run: Run) -> tuple[Loop, Measured]:
             patience=early_stopping.patience if early_stopping else None,
             second_rate=(run.config.spec.lora or Lora()).lora_plus_ratio or 1.0,
         )
-        trained_in_float32(model)  # TRL holds a quantised model's adapters in bfloat16
+        if not sharing:
+            trained_in_float32(model)  # TRL holds a quantised model's adapters in bfloat16
         return loop
 
     log.info("dry run of the longest micro-batch")
-    wanted = Plan(_wanted_micro_batch(run), resolved.gradient_checkpointing)
     free = run.config.spec.hyperparameters.gradient_checkpointing is None
-    loop = fit(make, plans(wanted, batch_size=resolved.batch_size // world().size, free=free))
+    others = plans(wanted, batch_size=resolved.batch_size // world().size, free=free)
+    # An engine is made once: where its plan does not fit, the next attempt has a smaller micro-batch.
+    loop = fit(make, [wanted] if sharing else others)
     if isinstance(loop, PreferenceLoop) and preference and preference.needs_reference:
         loop.compare_with(
             with_reference(loop.model, run.data, prepared=run.prepared, config=run.config, store=run.store)

@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune_contract.spec import TuningSpec
 from finetune_operator.api.constants import MAX_NAME_LENGTH
+from finetune_operator.api.deepspeed_rules import deepspeed_rules
 from finetune_operator.api.evaluation_rules import evaluation_rules
 from finetune_operator.api.job import FineTuneJobSpec, Scheduling
 from finetune_operator.api.rule import Rule
@@ -175,6 +176,7 @@ JOB_RULES: tuple[Rule, ...] = (
         lambda hp: "microBatchSize" not in hp or hp.get("batchSize", 16) % hp["microBatchSize"] == 0,
     ),
     *evaluation_rules(),
+    *deepspeed_rules(),
     Rule(
         ("spec",),
         f"!has(self.resources) || !has(self.objective) || self.objective == 'SFT' || {_SHARES} == 1",

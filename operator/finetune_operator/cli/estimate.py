@@ -176,8 +176,7 @@ def _question(
 def _with(spec: TuningSpec, method: Method, rank: int | None) -> TuningSpec:
     lora = {**(spec.lora.to_wire() if spec.lora else {}), **({"rank": rank} if rank else {})}
     wire = {**spec.to_wire(), "method": method, "lora": None if method is Method.FULL or not lora else lora}
-    if method is not Method.QLORA:
-        wire.pop("quantization", None)
+    wire.pop("deepspeed" if method is Method.QLORA else "quantization", None)
     return TuningSpec.model_validate(wire)
 
 

@@ -1,0 +1,48 @@
+"""What the GPUs of a run share out, in the order in which it is tried: no more than is needed to fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_contract.deepspeed_spec import PARTITIONED_WEIGHTS, DeepSpeed, Offload
+from finetune_contract.run_config import Device
+from finetune_contract.spec import Lora, Method, Objective, Optimizer, TuningSpec
+
+_STAGES = {Method.FULL: (0, 2, 3), Method.LORA: (0, 3), Method.QLORA: (0,)}
+"""Stage 1 is left out: 2 costs nothing more. With adapters there is little to share but the weights."""
+_LOWEST = {Offload.NONE: 0, Offload.OPTIMIZER: 1, Offload.ALL: PARTITIONED_WEIGHTS}
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How a run's state is shared out to its GPUs."""
+
+    zero_stage: int = 0
+    offload: Offload = Offload.NONE
+    ranks: int = 1
+
+
+ALONE = Sharing()
+"""Every GPU holds all that it needs."""
+
+
+def sharings(spec: TuningSpec, device: Device) -> list[Sharing]:
+    """Return what comes into question, the least first: what the user says, or what the method can do."""
+    asked = spec.deepspeed or DeepSpeed()
+    if asked.zero_stage is not None:
+        return [Sharing(asked.zero_stage, asked.offload, device.ranks)]
+    lowest = _LOWEST[asked.offload]
+    most = (0,) if device.ranks == 1 and not lowest else _STAGES[spec.method]
+    stages = [stage for stage in most if stage >= lowest and (not stage or _can_share(spec, stage))]
+    return [Sharing(stage, asked.offload, device.ranks) for stage in stages or [lowest]]
+
+
+def _can_share(spec: TuningSpec, stage: int) -> bool:
+    """Whether a run that did not ask for it may share; the rules of the API refuse the same where it is asked for."""
+    if spec.objective is not Objective.SFT or spec.hyperparameters.optimizer is not Optimizer.ADAMW:
+        return False
+    lora = spec.lora or Lora()
+    whole = (
+        spec.model.new_tokens or lora.dora or lora.modules_to_save or lora.initialization not in ("default", "gaussian")
+    )
+    return stage < PARTITIONED_WEIGHTS or not whole

@@ -16,17 +16,21 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from finetune_contract.dataset_spec import DatasetFormat
+from finetune_contract.deepspeed_spec import PARTITIONED_WEIGHTS, Offload
 from finetune_contract.estimate import Tuning, estimate
 from finetune_contract.shape import ModelShape
+from finetune_contract.sharing import Sharing
 from finetune_contract.spec import Lora, Method, Precision, Quantization
 
 RESULTS = Path(__file__).parent / "results" / "2026-11-25-estimate.jsonl"
@@ -68,6 +72,10 @@ class Setting:
     recompute: bool = False
     packing: bool = False
     rank: int = 16
+    zero: int = 0
+    """ZeRO stage."""
+    offload: str = "none"
+    gpus: int = 1
 
 
 _L, _Q, _F = "LoRA", "QLoRA", "Full"
@@ -102,6 +110,20 @@ SETTINGS = (
     Setting("qwen3-14b", _Q, 2048, 2),
     Setting("qwen3-14b", _Q, 8192, 1, recompute=True),
 )
+SHARED = (
+    Setting("llama-1b", _F, 2048, 4, zero=1, gpus=2),
+    Setting("llama-1b", _F, 2048, 4, zero=2, gpus=2),
+    Setting("llama-1b", _F, 2048, 4, zero=3, gpus=2),
+    Setting("llama-3b", _F, 2048, 2, zero=2, gpus=2),
+    Setting("llama-3b", _F, 2048, 2, zero=3, gpus=2),
+    Setting("llama-3b", _F, 8192, 1, zero=2, gpus=2, recompute=True),
+    Setting("llama-8b", _F, 2048, 2, zero=3, gpus=2, recompute=True),
+    Setting("llama-8b", _L, 2048, 2, zero=3, gpus=2),
+    Setting("llama-3b", _F, 2048, 2, zero=1, offload="optimizer"),
+    Setting("llama-3b", _F, 2048, 2, zero=2, offload="optimizer", gpus=2),
+    Setting("llama-3b", _F, 2048, 2, zero=3, offload="all", gpus=2),
+)
+"""What two GPUs, or one and its node, share out with DeepSpeed."""
 
 
 def tuning_of(setting: Setting) -> Tuning:
@@ -115,6 +137,7 @@ def tuning_of(setting: Setting) -> Tuning:
         sequence_length=setting.length,
         recompute=setting.recompute,
         packing=setting.packing,
+        sharing=Sharing(setting.zero, Offload(setting.offload), setting.gpus),
     )
 
 
@@ -128,8 +151,8 @@ def make_model(setting: Setting) -> Any:
 
     shape = dict(SHAPES[setting.shape])
     config = AutoConfig.for_model(shape.pop("model_type"), max_position_embeddings=8192, pad_token_id=0, **shape)
-    dtype = torch.float32 if setting.method == _F else torch.bfloat16
-    with device():
+    dtype = torch.float32 if setting.method == _F and not setting.zero else torch.bfloat16
+    with nullcontext() if setting.zero == PARTITIONED_WEIGHTS else device():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.config.use_cache = False
     if setting.method == _Q:
@@ -169,7 +192,8 @@ def resolved_of(setting: Setting) -> Any:
     from tests.support.prepared import make_resolved
 
     return make_resolved(
-        precision=Precision.BFLOAT16, total_steps=2, batch_size=2 * setting.micro_batch,
+        precision=Precision.BFLOAT16, total_steps=2, batch_size=2 * setting.micro_batch * setting.gpus,
+        zero_stage=setting.zero, offload=setting.offload,
         micro_batch_size=setting.micro_batch, max_sequence_length=setting.length, packing=setting.packing,
         gradient_checkpointing=setting.recompute, lora_alpha=setting.rank, eval_every_steps=1000, learning_rate=1e-5,
     )  # fmt: skip
@@ -185,33 +209,40 @@ def make_loop(setting: Setting, folder: Path) -> Any:
     from finetune_trainer.dataset import Data
     from finetune_trainer.loop import Loop
     from finetune_trainer.model import trained_in_float32
+    from finetune_trainer.zero import loading, sharing_settings
     from tests.support.prepared import UID, make_config
 
     vocab = int(SHAPES[setting.shape]["vocab_size"])
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, vocab, (4 * setting.micro_batch, setting.length), generator=generator).tolist()
+    count = 4 * setting.micro_batch * setting.gpus
+    ids = torch.randint(3, vocab, (count, setting.length), generator=generator).tolist()
     ids[1::2] = [row[: -setting.length // 8] for row in ids[1::2]] if not setting.packing else ids[1::2]
     rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
     resolved = resolved_of(setting)
-    count = DatasetSummary(
+    summary = DatasetSummary(
         format=DatasetFormat.TEXT, examples=len(ids), train_examples=len(ids), validation_examples=0, train_tokens=0,
         loss_tokens=0, longest=setting.length, truncated=0, dropped=0, duplicates=0,
     )  # fmt: skip
     prepared = Prepared(
-        job_uid=UID, config_hash="", dataset=count, estimate=Estimate(per_gpu_bytes=1), resolved=resolved,
+        job_uid=UID, config_hash="", dataset=summary, estimate=Estimate(per_gpu_bytes=1), resolved=resolved,
         pad_token_id=0, shards=(), held_out="", first_example="",
     )  # fmt: skip
     config = make_config(output_uri="file:///out", model_uri="file:///model", method=setting.method)
-    model = make_model(setting)
+    sharing = sharing_settings(config, resolved, micro_batch=setting.micro_batch)
+    with loading(sharing):
+        model = make_model(setting)
     loop = Loop(
         model=model,
         tokenizer=tokenizer(folder),
         data=Data(train=rows, validation=[], questions=[]),
         prepared=prepared,
-        arguments=loop_arguments(config, resolved, micro_batch=setting.micro_batch, folder=folder / "loop"),
+        arguments=loop_arguments(
+            config, resolved, micro_batch=setting.micro_batch, folder=folder / "loop", sharing=sharing
+        ),
         flatten=setting.packing,
     )
-    trained_in_float32(model)
+    if not sharing:
+        trained_in_float32(model)
     return loop
 
 
@@ -241,6 +272,7 @@ def measure(setting: Setting) -> dict[str, Any]:
             found["peak"] = torch.cuda.max_memory_allocated()
             found["reserved"] = torch.cuda.max_memory_reserved()
             found["beside"] = total - free - torch.cuda.memory_reserved()
+            found["seconds"] = round(loop.state.log_history[-1]["train_runtime"], 1)
             found["parameters"] = sum(p.numel() for p in loop.model.parameters())
             found["trained"] = sum(p.numel() for p in loop.model.parameters() if p.requires_grad)
         except torch.OutOfMemoryError as error:
@@ -255,6 +287,33 @@ def measure_shape(name: str) -> None:
     """Measure all settings of one shape in this process; one JSON line each."""
     for setting in (one for one in SETTINGS if one.shape == name):
         print(json.dumps(measure(setting)), flush=True)
+
+
+def measure_shared(number: int) -> None:
+    """Measure one setting of SHARED in this process, one of its ranks; the first prints the JSON line."""
+    from finetune_trainer.distributed import join, world
+
+    join()
+    found = measure(SHARED[number])
+    if world().first:
+        print(json.dumps(found), flush=True)
+
+
+def start_ranks(number: int) -> list[str]:
+    """Measure one setting of SHARED in as many processes as it has GPUs; return the JSON lines."""
+    gpus = SHARED[number].gpus
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29600 + number), "WORLD_SIZE": str(gpus)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.estimate_bench", "--shared", str(number)],
+            env={**os.environ, **({**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} if gpus > 1 else {})},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(gpus)
+    ]
+    said = [rank.communicate()[0] for rank in ranks]
+    return [line for text in said for line in text.splitlines() if line.startswith("{")]
 
 
 def measure_all(shapes: list[str], out: Path) -> None:
@@ -311,12 +370,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("estimate.jsonl"))
     parser.add_argument("--shapes", nargs="+", default=[name for name in SHAPES if name != "tiny"])
     parser.add_argument("--shape", help=argparse.SUPPRESS)
+    parser.add_argument("--shared", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--share", action="store_true", help="what two GPUs share out, instead of what one holds")
     parser.add_argument("--table", type=Path, nargs="?", const=RESULTS)
     options = parser.parse_args()
     if options.table:
         return int(table(options.table) > 0)
     if options.shape:
         measure_shape(options.shape)
+    elif options.shared is not None:
+        measure_shared(options.shared)
+    elif options.share:
+        for number in range(len(SHARED)):
+            with options.out.open("a") as file:
+                file.writelines(f"{line}\n" for line in start_ranks(number))
     else:
         measure_all(options.shapes, options.out)
     return 0

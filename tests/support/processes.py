@@ -7,9 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from finetune_contract import paths
+from finetune_contract.outcome import TerminationMessage
+from finetune_contract.run_config import Device
 from tests.support.prepared import Case
+from tests.support.training import Outcome
 
 COMMAND = (sys.executable, "-m", "finetune_trainer", "train")
 
@@ -40,6 +44,44 @@ def trainer(case: Case, **variables: str) -> Iterator[subprocess.Popen[str]]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
+
+
+def with_processes(case: Case, number: int) -> Case:
+    """Return the case as so many processes train it."""
+    return Case(case.config.model_copy(update={"device": Device(processes=number)}), case.env, case.run)
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for the end; return exit code and log."""
+    _, log = process.communicate(timeout=240)
+    return process.returncode, log
+
+
+def last_word(case: Case) -> TerminationMessage:
+    """Return the termination message."""
+    message = TerminationMessage.decode(case.env.termination_log.read_text())
+    assert message is not None
+    return message
+
+
+def outcome_of(case: Case) -> Outcome:
+    """Return what a run that has completed was."""
+    result = last_word(case).trained
+    assert result is not None
+    return Outcome(result=result, run=case.run)
+
+
+def completed(case: Case) -> Outcome:
+    """Run the train stage to its end."""
+    with trainer(case) as process:
+        code, log = finished(process)
+    assert code == 0, log
+    return outcome_of(case)
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Return the ranks' process ids, in order."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import pytest
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.outcome import Manifest, TerminationMessage
-from finetune_contract.run_config import Device
+from finetune_contract.outcome import Manifest
 from tests.support.prepared import Case
-from tests.support.processes import read_until, trainer
+from tests.support.processes import children, finished, last_word, outcome_of, read_until, trainer, with_processes
 from tests.support.training import THIRD_PARTY, Outcome, make_case, train
 
 pytestmark = THIRD_PARTY
@@ -29,24 +27,7 @@ SETTINGS: dict[str, Any] = {"total_steps": 9, "micro_batch_size": 2, "checkpoint
 
 
 def two_ranks(case: Case) -> Case:
-    return Case(case.config.model_copy(update={"device": Device(processes=2)}), case.env, case.run)
-
-
-def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, log = process.communicate(timeout=240)
-    return process.returncode, log
-
-
-def last_word(case: Case) -> TerminationMessage:
-    message = TerminationMessage.decode(case.env.termination_log.read_text())
-    assert message is not None
-    return message
-
-
-def outcome_of(case: Case) -> Outcome:
-    result = last_word(case).trained
-    assert result is not None
-    return Outcome(result=result, run=case.run)
+    return with_processes(case, 2)
 
 
 GATED: dict[str, Any] = {
@@ -113,11 +94,6 @@ def test_two_processes_go_on_from_the_checkpoint_of_another_run(tmp_path: Path, 
     resumed = outcome_of(case)
     assert resumed.result.resumed_from_step == 8
     assert resumed.losses == pytest.approx(alone.losses, abs=TOLERANCE)
-
-
-def children(process: subprocess.Popen[str]) -> list[int]:
-    """Return the ranks' process ids, in order."""
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 DROPOUT: dict[str, Any] = {**SPEC, "lora": {"dropout": 0.2}}

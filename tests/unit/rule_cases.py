@@ -109,6 +109,10 @@ GOOD: tuple[Case, ...] = (
     _good("pissa", spec__lora={"initialization": "pissa", "dora": False}),
     _good("new-tokens", spec__model={"uri": "s3://models/base", "newTokens": ["<call>", "</call>"]}),
     _good("optimizer", spec__hyperparameters={"optimizer": "pagedAdamw8bit"}),
+    _good("zero-stage", spec__method="Full", spec__deepspeed={"zeroStage": 2, "offload": "optimizer"}),
+    _good("zero-offload-all", spec__method="Full", spec__deepspeed={"offload": "all"}),
+    _good("zero-of-lora", spec__deepspeed={"zeroStage": 3}, spec__lora={"rank": 8, "dora": False}),
+    _good("no-zero-of-lora", spec__deepspeed={"zeroStage": 0}, spec__lora={"dora": True}, spec__objective="DPO"),
     _good("dpo", spec__objective="DPO", spec__dataset__format="preference", spec__hyperparameters={"beta": 0.2}),
     _good("orpo-format-detected", spec__objective="ORPO"),
     _good("epochs", spec__hyperparameters={"epochs": 0.5}),
@@ -206,6 +210,8 @@ BAD_TYPES: tuple[Case, ...] = (
     _bad("rank-huge", "spec.lora.rank", 5000, "must be at most 1024 (is 5000)"),
     _bad("rank-text", "spec.lora.rank", "16", "must be a whole number"),
     _bad("rank-fraction", "spec.lora.rank", 1.5, "must be a whole number (is 1.5)"),
+    _bad("zero-stage-four", "spec.deepspeed.zeroStage", 4, "must be at most 3 (is 4)"),
+    _bad("offload-unknown", "spec.deepspeed.offload", "cpu", "must be none, optimizer or all"),
     _bad("alpha-zero", "spec.lora.alpha", 0, "must be more than 0 (is 0)"),
     _bad("dropout-one", "spec.lora.dropout", 1, "must be less than 1 (is 1)"),
     _bad("modules-empty", "spec.lora.targetModules", [], "must not be empty"),
@@ -315,6 +321,59 @@ BAD_RULES: tuple[Case, ...] = (
         "spec",
         {"spec.method": "Full", "spec.quantization": {"type": "nf4"}},
         "quantization is for method QLoRA",
+    ),
+    *(
+        _rule(f"zero-{name}", field, {"spec.method": "Full", **changes}, sentence)
+        for name, field, changes, sentence in (
+            (
+                "qlora",
+                "spec",
+                {"spec.method": "QLoRA", "spec.deepspeed": {"zeroStage": 2}},
+                "deepspeed is for methods Full and LoRA",
+            ),
+            (
+                "lora-optimizer",
+                "spec",
+                {"spec.method": "LoRA", "spec.deepspeed": {"zeroStage": 2}},
+                "zeroStage is 0 or 3 with LoRA",
+            ),
+            (
+                "offload-nothing-shared",
+                "spec.deepspeed",
+                {"spec.deepspeed": {"zeroStage": 0, "offload": "optimizer"}},
+                "offload optimizer needs zeroStage 1",
+            ),
+            (
+                "offload-whole-weights",
+                "spec.deepspeed",
+                {"spec.deepspeed": {"zeroStage": 2, "offload": "all"}},
+                "offload all needs zeroStage 3",
+            ),
+            (
+                "preferences",
+                "spec",
+                {"spec.objective": "DPO", "spec.deepspeed": {"offload": "optimizer"}},
+                "objective SFT only",
+            ),
+            (
+                "8-bit-optimizer",
+                "spec",
+                {"spec.hyperparameters": {"optimizer": "adamw8bit"}, "spec.deepspeed": {"zeroStage": 1}},
+                "optimizer adamw only",
+            ),
+            (
+                "new-tokens",
+                "spec",
+                {"spec.model.newTokens": ["<call>"], "spec.deepspeed": {"offload": "all"}},
+                "leaves no GPU a whole weight",
+            ),
+            (
+                "dora",
+                "spec",
+                {"spec.method": "LoRA", "spec.lora": {"dora": True}, "spec.deepspeed": {"zeroStage": 3}},
+                "leaves no GPU a whole weight",
+            ),
+        )
     ),
     _rule("dora-pissa", "spec.lora", {"spec.lora": {"dora": True, "initialization": "pissa"}}, "exclude each other"),
     _rule(

@@ -42,7 +42,7 @@ def deepspeed_rules() -> Iterator[Rule]:
         "self.zeroStage >= (self.offload == 'all' ? 3 : 1)",
         "offload optimizer needs zeroStage 1, 2 or 3, and offload all needs zeroStage 3",
         lambda deepspeed: (
-            deepspeed.get("zeroStage", 3) >= {"none": 0, "optimizer": 1, "all": 3}[deepspeed.get("offload", "none")]
+            deepspeed.get("zeroStage", 3) >= {"optimizer": 1, "all": 3}.get(deepspeed.get("offload", "none"), 0)
         ),
     )
     yield Rule(

@@ -1,0 +1,135 @@
+"""DeepSpeed's ZeRO changes where things lie, never what a run gives: shared out, offloaded, stopped, gone on with."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune_contract import paths
+from finetune_contract.exit_codes import ExitCode
+from tests.support.prepared import Case
+from tests.support.processes import children, completed, finished, last_word, read_until, trainer, with_processes
+from tests.support.training import THIRD_PARTY, Outcome, make_case, train
+
+pytestmark = THIRD_PARTY
+
+TOLERANCE = 1e-4
+"""float32, sums in another order, over steps that fit a small model to its data by heart."""
+# The held-out loss is lowest before the end: the best weights have to be put back.
+SETTINGS: dict[str, Any] = {
+    "learning_rate": 1e-2,
+    "total_steps": 60,
+    "micro_batch_size": 2,
+    "eval_every_steps": 10,
+    "checkpoint_every_steps": 20,
+}
+SPEC: dict[str, Any] = {"evaluation": {"metrics": ["exactMatch"], "maxNewTokens": 3}}
+
+
+def make(
+    folder: Path,
+    *,
+    stage: int,
+    processes: int,
+    method: str = "Full",
+    spec: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Case:
+    case = make_case(
+        folder, method=method, spec={**SPEC, **(spec or {})}, **{**SETTINGS, "zero_stage": stage, **changes}
+    )
+    return with_processes(case, processes)
+
+
+def weights(outcome: Outcome, file: str) -> dict[str, torch.Tensor]:
+    return dict(load_file(outcome.run / file))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return train(make(tmp_path_factory.mktemp("alone"), stage=0, processes=1))
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda stage: f"stage {stage}")
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return completed(make(tmp_path_factory.mktemp("shared"), stage=request.param, processes=2))
+
+
+def assert_same(outcome: Outcome, expected: Outcome) -> None:
+    assert outcome.losses == pytest.approx(expected.losses, abs=TOLERANCE)
+    assert outcome.held_out_losses == pytest.approx(expected.held_out_losses, abs=TOLERANCE)
+    assert outcome.evaluation["tuned"]["exactMatch"] == expected.evaluation["tuned"]["exactMatch"]
+
+
+def test_two_processes_that_share_give_what_one_gives(shared: Outcome, alone: Outcome) -> None:
+    assert_same(shared, alone)
+    assert alone.result.training is not None
+    assert alone.result.training.best_step != alone.result.step
+
+
+def test_the_merged_weights_are_whole(shared: Outcome, alone: Outcome) -> None:
+    file = f"{paths.MERGED}/model.safetensors"
+    expected = weights(alone, file)
+    torch.testing.assert_close(weights(shared, file), expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "all")])
+def test_one_process_offloads_to_its_node(stage: int, offload: str, tmp_path: Path, alone: Outcome) -> None:
+    assert_same(completed(make(tmp_path, stage=stage, processes=1, offload=offload)), alone)
+
+
+def test_adapters_on_weights_that_are_shared_out(tmp_path: Path) -> None:
+    alone = train(make(tmp_path / "alone", stage=0, processes=1, method="LoRA"))
+    shared = completed(make(tmp_path / "shared", stage=3, processes=2, method="LoRA"))
+
+    assert_same(shared, alone)
+    file = "adapter/adapter_model.safetensors"
+    torch.testing.assert_close(weights(shared, file), weights(alone, file), atol=2e-3, rtol=0)
+
+
+def stopped(case: Case) -> None:
+    with trainer(case) as process:
+        read_until(process, "checkpoint of step 20 stored")
+        os.kill(children(process)[1], signal.SIGTERM)
+        code, log = finished(process)
+    assert code == last_word(case).exit_code == ExitCode.PREEMPTED, log
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(stage: int, tmp_path: Path) -> None:
+    undisturbed = completed(make(tmp_path / "undisturbed", stage=stage, processes=2))
+    case = make(tmp_path / "disturbed", stage=stage, processes=2)
+    stopped(case)
+
+    resumed = completed(case.attempt(2))
+
+    assert resumed.result.resumed_from_step is not None
+    assert 20 <= resumed.result.resumed_from_step < 60
+    assert resumed.losses == undisturbed.losses
+    assert resumed.held_out_losses == undisturbed.held_out_losses
+    merged = f"{paths.MERGED}/model.safetensors"
+    assert (resumed.run / merged).read_bytes() == (undisturbed.run / merged).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("stage", "processes"), [pytest.param(2, 1, id="one process, stage 2"), pytest.param(1, 2, id="stage 1")]
+)
+def test_another_number_of_processes_and_another_stage_go_on(
+    stage: int, processes: int, tmp_path: Path, alone: Outcome
+) -> None:
+    source = completed(make(tmp_path / "source", stage=3, processes=2))
+    checkpoint = source.run / paths.checkpoint_dir(1, 40)
+    assert checkpoint.is_dir()
+    resume = {"checkpoint": {"resumeFrom": f"file://{checkpoint}"}}
+    model = source.run.parents[1] / "model"
+
+    resumed = completed(make(tmp_path / "resumed", stage=stage, processes=processes, spec=resume, model=model))
+
+    assert resumed.result.resumed_from_step == 40
+    assert_same(resumed, alone)

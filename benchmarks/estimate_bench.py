@@ -119,7 +119,10 @@ SHARED = (
     Setting("llama-3b", _F, 8192, 1, zero=2, gpus=2, recompute=True),
     Setting("llama-8b", _F, 2048, 2, zero=3, gpus=2, recompute=True),
     Setting("llama-8b", _L, 2048, 2, zero=3, gpus=2),
-    Setting("llama-3b", _F, 2048, 2, zero=1, offload="optimizer"),
+    Setting("llama-3b", _F, 2048, 2, zero=2, offload="optimizer"),
+    Setting("llama-3b", _F, 2048, 2, zero=3, offload="all"),
+    Setting("llama-1b", _F, 2048, 4, zero=2),
+    Setting("llama-1b", _F, 2048, 4, zero=3),
     Setting("llama-3b", _F, 2048, 2, zero=2, offload="optimizer", gpus=2),
     Setting("llama-3b", _F, 2048, 2, zero=3, offload="all", gpus=2),
 )

@@ -190,6 +190,8 @@ class ZeroTrainer(RankedTrainer):
         if resume_from_checkpoint is not None:
             zero_state.load(self._wrapped, Path(resume_from_checkpoint))
             self._load_optimizer_and_scheduler(resume_from_checkpoint)  # the scheduler alone, with DeepSpeed
+            for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
         self.callback_handler.train_dataloader = train_dataloader
         return self._wrapped, train_dataloader
 

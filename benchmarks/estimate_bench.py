@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,7 @@ SHARED = (
     Setting("llama-3b", _F, 8192, 1, zero=2, gpus=2, recompute=True),
     Setting("llama-8b", _F, 2048, 2, zero=3, gpus=2, recompute=True),
     Setting("llama-8b", _L, 2048, 2, zero=3, gpus=2),
+    Setting("llama-8b", _L, 2048, 4, zero=3, gpus=2, recompute=True),
     Setting("llama-3b", _F, 2048, 2, zero=2, offload="optimizer"),
     Setting("llama-3b", _F, 2048, 2, zero=3, offload="all"),
     Setting("llama-1b", _F, 2048, 4, zero=2),
@@ -150,7 +151,7 @@ def make_model(setting: Setting) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from finetune_trainer.adapters import attach
-    from finetune_trainer.model import device
+    from finetune_trainer.model import device, hold_trained
 
     shape = dict(SHAPES[setting.shape])
     config = AutoConfig.for_model(shape.pop("model_type"), max_position_embeddings=8192, pad_token_id=0, **shape)
@@ -164,7 +165,10 @@ def make_model(setting: Setting) -> Any:
         model.gradient_checkpointing_enable()
     if setting.method == _F:
         return model
-    return attach(model, Lora(rank=setting.rank), alpha=setting.rank, seed=0, quantised=setting.method == _Q)
+    tuned = attach(model, Lora(rank=setting.rank), alpha=setting.rank, seed=0, quantised=setting.method == _Q)
+    if setting.zero:
+        hold_trained(tuned, dtype=dtype)
+    return tuned
 
 
 def quantise(model: Any) -> None:
@@ -211,7 +215,7 @@ def make_loop(setting: Setting, folder: Path) -> Any:
     from finetune_trainer.arguments import loop_arguments
     from finetune_trainer.dataset import Data
     from finetune_trainer.loop import Loop
-    from finetune_trainer.model import trained_in_float32
+    from finetune_trainer.model import hold_trained
     from finetune_trainer.zero import loading, sharing_settings
     from tests.support.prepared import UID, make_config
 
@@ -245,7 +249,7 @@ def make_loop(setting: Setting, folder: Path) -> Any:
         flatten=setting.packing,
     )
     if not sharing:
-        trained_in_float32(model)
+        hold_trained(model)
     return loop
 
 
@@ -351,7 +355,7 @@ def table(file: Path) -> int:
         off = told / found["peak"] - 1
         outside += not -0.05 <= off <= 0.10
         cells = (
-            setting.shape, setting.method + ("" if setting.rank == Lora().rank else f", rank {setting.rank}"),
+            setting.shape, method_of(setting),
             setting.length, setting.micro_batch, "yes" if setting.recompute else "", "yes" if setting.packing else "",
             f"{found['peak'] / 1e9:.2f}", f"{told / 1e9:.2f}", f"{off:+.1%}",
             f"{found['reserved'] / found['peak']:.3f}", f"{found['beside'] / 1e9:.2f}",
@@ -360,10 +364,22 @@ def table(file: Path) -> int:
     return outside
 
 
+def method_of(setting: Setting) -> str:
+    """Name the method with what is unusual about it."""
+    parts = [setting.method]
+    if setting.rank != Lora().rank:
+        parts.append(f"rank {setting.rank}")
+    if setting.zero:
+        parts.append(f"ZeRO-{setting.zero} on {setting.gpus}")
+    if setting.offload != "none":
+        parts.append(f"offload {setting.offload}")
+    return ", ".join(parts)
+
+
 def predicted(setting: Setting) -> int:
     """Return the estimate of the peak allocated, in bytes: without what the allocator and the driver add."""
     shape = ModelShape.from_config_json({"max_position_embeddings": 8192, **SHAPES[setting.shape]})
-    found = estimate(shape, replace(tuning_of(setting)))
+    found = estimate(shape, tuning_of(setting))
     return found.per_gpu_bytes - found.breakdown["runtime"]
 
 

@@ -23,7 +23,7 @@ from finetune_trainer.dryrun import Plan, dry_run, fit, largest_divisor, longest
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.fetch import fetch_model
 from finetune_trainer.loop import Loop, loop_arguments
-from finetune_trainer.model import computing, load_for_training, trained_in_float32
+from finetune_trainer.model import computing, hold_trained, load_for_training
 from finetune_trainer.progress import Poster
 from finetune_trainer.storage import open_store
 from finetune_trainer.tokenizer import load_tokenizer
@@ -225,7 +225,7 @@ def test_a_terminal_gets_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_a_4_bit_model_has_right_gradients_after_an_evaluation(tmp_path: Path) -> None:
     """On CPUs with avx512_bf16, bitsandbytes would repack the weights there, and gradients would be wrong silently."""
     loop = make_loop(make_case(tmp_path, method="QLoRA", precision=Precision.BFLOAT16, model=wide_model(tmp_path)))
-    trained_in_float32(loop.model)
+    hold_trained(loop.model)
     with torch.no_grad():  # adapters start as zero, and so would their gradients
         for name, parameter in loop.model.named_parameters():
             if "lora_B" in name:

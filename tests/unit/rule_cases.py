@@ -340,8 +340,8 @@ BAD_RULES: tuple[Case, ...] = (
             (
                 "offload-nothing-shared",
                 "spec.deepspeed",
-                {"spec.deepspeed": {"zeroStage": 0, "offload": "optimizer"}},
-                "offload optimizer needs zeroStage 1",
+                {"spec.deepspeed": {"zeroStage": 1, "offload": "optimizer"}},
+                "offload optimizer needs zeroStage 2",
             ),
             (
                 "offload-whole-weights",

@@ -52,22 +52,29 @@ def count(
     method: Method,
     *,
     size: int,
+    weights: int,
     targets: Iterable[str],
     micro_batch: int,
     length: int,
     packing: bool,
 ) -> Activations:
-    """Return the bytes of a micro-batch of `micro_batch` sequences; `size` is that of a computed number in bytes."""
+    """Return the bytes of a micro-batch of `micro_batch` sequences.
+
+    `size` is that of a computed number in bytes, `weights` that of a weight which is trained: if larger, autocast makes
+    copies to compute with, and what lies between the layers is as large.
+    """
     tokens, hidden = micro_batch * length, shape.hidden
     full = method is Method.FULL
-    residual = FLOAT if full else size
+    residual = weights if full else size
     attention = _attention(shape, size, attended=tokens if packing else length, packing=packing and micro_batch > 1)
-    layer = _norms(shape, trained=full) + _inputs(shape, method, size=size, targets=targets) + _mlp(shape, size)
-    tile, head = _tile(shape, size, tokens=tokens, trained=full), FLOAT * shape.vocab * hidden * full
+    copied = weights != size
+    layer = _norms(shape, kept=weights * full) + _mlp(shape, size)
+    layer += _inputs(shape, method, size=size, copied=copied, targets=targets)
+    tile, head = _tile(shape, size, tokens=tokens, cast=full and copied), weights * shape.vocab * hidden * full
     return Activations(
         layer=tokens * (layer + attention),
         boundary=tokens * residual * hidden,
-        final=tokens * hidden * (residual + FLOAT * (1 + full)),
+        final=tokens * hidden * (residual + FLOAT + weights * full),
         loss=tile,
         loss_backward=tile + tokens * hidden * (FLOAT + residual) + head,
         head_gradient=head * shape.tied,
@@ -75,17 +82,16 @@ def count(
     )
 
 
-def _norms(shape: ModelShape, *, trained: bool) -> int:
-    each = FLOAT * (2 if trained else 1)
-    return each * (shape.norms * shape.hidden + (shape.query + shape.key_value if shape.normed_heads else 0))
+def _norms(shape: ModelShape, *, kept: int) -> int:
+    return (FLOAT + kept) * (shape.norms * shape.hidden + (shape.query + shape.key_value if shape.normed_heads else 0))
 
 
-def _inputs(shape: ModelShape, method: Method, *, size: int, targets: Iterable[str]) -> int:
+def _inputs(shape: ModelShape, method: Method, *, size: int, copied: bool, targets: Iterable[str]) -> int:
     """Return the inputs that linear layers keep, beside the result of attention, which attention keeps itself."""
     fed = {name: inputs for name, (inputs, _) in _fed(shape, method, targets).items()}
     layout = shape.layout
     down, out = fed.pop(layout.mlp[-1], 0), fed.pop(f"{layout.attention}.{layout.out}", 0)
-    if method is Method.QLORA or size == FLOAT:  # neighbours share one tensor
+    if method is Method.QLORA or not copied:  # neighbours share one tensor
         return size * (shape.hidden * len({name.startswith(layout.attention) for name in fed}) + down)
     return size * (sum(fed.values()) + down + (out if method is Method.LORA else 0))
 
@@ -121,10 +127,10 @@ def _masked_share(shape: ModelShape, attended: int, *, packing: bool) -> float:
     return shape.sliding_share if shape.window and attended >= shape.window else 0.0
 
 
-def _tile(shape: ModelShape, size: int, *, tokens: int, trained: bool) -> int:
+def _tile(shape: ModelShape, size: int, *, tokens: int, cast: bool) -> int:
     """Return the fused head's buffers: a tile of logits, and the cast of its weights where they are float32."""
     words = min(shape.vocab, TILE_VOCAB)
-    return size * words * (min(tokens, TILE_TOKENS) + (shape.hidden if trained else 0))
+    return size * words * (min(tokens, TILE_TOKENS) + (shape.hidden if cast else 0))
 
 
 def _buffers(shape: ModelShape, method: Method, *, size: int, tokens: int) -> int:

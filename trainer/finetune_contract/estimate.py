@@ -17,9 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune_contract import activations
+from finetune_contract.deepspeed_spec import PARTITIONED_WEIGHTS, Offload
 from finetune_contract.prepared import Estimate
 from finetune_contract.shape import ModelShape
-from finetune_contract.sharing import ALONE, Sharing
+from finetune_contract.sharing import ALONE, BUCKET, LIVE, Sharing
 from finetune_contract.spec import Lora, Method, Optimizer, Precision, Quantization
 
 GIB = 1 << 30
@@ -27,6 +28,10 @@ CONTEXT = 850_000_000
 """CUDA context with the kernels of torch and cuBLAS: 0.80 to 0.81 GB on an H100."""
 RESERVED = {False: 0.025, True: 0.05}
 """What the allocator holds beyond the peak, as a share of it: at most 2.2 % without recomputation, 4.5 % with it."""
+CONTEXT_OF_SEVERAL = 2_260_000_000
+"""The same with NCCL's buffers: 1.9 to 2.25 GB on two H100."""
+RESERVED_SHARED = 0.06
+"""With ZeRO, where the GPU is nearly full; with room to spare the allocator takes up to a quarter more."""
 USABLE = 0.98
 """Share of a GPU's memory that is planned with."""
 NF4 = 0.5
@@ -72,16 +77,61 @@ def estimate(shape: ModelShape, tuning: Tuning, *, gpu_bytes: int | None = None)
     """Return the breakdown, and whether it fits where the GPU's memory is known."""
     trained = trained_parameters(shape, tuning)
     breakdown = {
+        **(_shared(shape, tuning, trained) if tuning.sharing.zero_stage else _whole(shape, tuning, trained)),
+        **_at_the_peak(shape, tuning, trained),
+    }
+    breakdown["buffers"] += _sent(shape, tuning)
+    breakdown["runtime"] = _runtime(tuning, sum(breakdown.values()))
+    total = sum(breakdown.values())
+    fits = None if gpu_bytes is None else total <= USABLE * gpu_bytes
+    return Estimate(per_gpu_bytes=total, gpu_bytes=gpu_bytes, fits=fits, breakdown=breakdown)
+
+
+def _whole(shape: ModelShape, tuning: Tuning, trained: int) -> dict[str, int]:
+    """Return what is there all the time, where each GPU holds it all."""
+    return {
         "weights": _weights(shape, tuning),
         "adapter": 0 if tuning.method is Method.FULL else FLOAT * trained,
         "gradients": FLOAT * trained,
         "optimizer": _optimizer(shape, tuning, trained),
-        **_at_the_peak(shape, tuning, trained),
     }
-    breakdown["runtime"] = CONTEXT + int(RESERVED[tuning.recompute] * sum(breakdown.values()))
-    total = sum(breakdown.values())
-    fits = None if gpu_bytes is None else total <= USABLE * gpu_bytes
-    return Estimate(per_gpu_bytes=total, gpu_bytes=gpu_bytes, fits=fits, breakdown=breakdown)
+
+
+def _shared(shape: ModelShape, tuning: Tuning, trained: int) -> dict[str, int]:
+    """Return a GPU's share with ZeRO: weights to compute with, and the optimizer's in float32 with its moments.
+
+    Gradients are added up in float32 (stage 1: of everything, beside those of the pass).
+    """
+    stage, offload, ranks, size = *_sharing(tuning), _size(tuning.precision)
+    held = ranks if stage == PARTITIONED_WEIGHTS else 1
+    everywhere, away = offload is Offload.ALL, offload is not Offload.NONE
+    summed = (FLOAT + size) * trained if stage == 1 else FLOAT * trained // ranks
+    return {
+        "weights": 0 if everywhere else size * shape.parameters() // held,
+        "adapter": 0 if tuning.method is Method.FULL or everywhere else size * trained // held,
+        "gradients": 0 if everywhere else summed,
+        "optimizer": 0 if away else int((FLOAT + STATE_BYTES[tuning.optimizer]) * trained) // ranks,
+    }
+
+
+def _sharing(tuning: Tuning) -> tuple[int, Offload, int]:
+    sharing = tuning.sharing
+    return sharing.zero_stage, sharing.offload, sharing.ranks
+
+
+def _sent(shape: ModelShape, tuning: Tuning) -> int:
+    """Return the buffers of what crosses between GPUs: gradients on their way, gathered weights."""
+    stage, size, largest = tuning.sharing.zero_stage, _size(tuning.precision), shape.vocab * shape.hidden
+    gradients = 2 * BUCKET + largest if stage and tuning.method is Method.FULL else 0
+    gradients += largest if tuning.sharing.offload is not Offload.NONE else 0
+    return size * (gradients + (LIVE + largest if stage == PARTITIONED_WEIGHTS else 0))
+
+
+def _runtime(tuning: Tuning, allocated: int) -> int:
+    if tuning.sharing.zero_stage:
+        return CONTEXT_OF_SEVERAL + int(RESERVED_SHARED * allocated)
+    context = CONTEXT if tuning.sharing.ranks == 1 else CONTEXT_OF_SEVERAL
+    return context + int(RESERVED[tuning.recompute] * allocated)
 
 
 def trained_parameters(shape: ModelShape, tuning: Tuning) -> int:
@@ -168,6 +218,7 @@ def _at_the_peak(shape: ModelShape, tuning: Tuning, trained: int) -> dict[str, i
         shape,
         tuning.method,
         size=_size(tuning.precision),
+        weights=_trained_size(tuning),
         targets=_targets(shape, tuning.lora),
         micro_batch=tuning.micro_batch * tuning.sides,
         length=tuning.sequence_length,
@@ -201,9 +252,14 @@ def _copies(shape: ModelShape, tuning: Tuning, trained: int) -> int:
     """
     size, full = _size(tuning.precision), tuning.method is Method.FULL
     embeddings = 2 * size * shape.vocab * shape.hidden if tuning.new_tokens and not full else 0
-    if tuning.precision is Precision.FLOAT32:
+    if _trained_size(tuning) == size:
         return embeddings
     return embeddings + size * (shape.linear_parameters() if full else trained)
+
+
+def _trained_size(tuning: Tuning) -> int:
+    """Return the bytes of a trained weight as the passes find it: with ZeRO its float32 lies in the optimizer."""
+    return _size(tuning.precision) if tuning.sharing.zero_stage else FLOAT
 
 
 def _size(precision: Precision) -> int:

@@ -47,7 +47,7 @@ def load_for_training(config: RunConfig, resolved: Resolved, folder: Path, token
         return base
     lora = spec.lora or Lora()
     alpha = resolved.lora_alpha or lora.rank
-    return attach(
+    tuned = attach(
         base,
         lora,
         alpha=alpha,
@@ -55,6 +55,9 @@ def load_for_training(config: RunConfig, resolved: Resolved, folder: Path, token
         quantised=quantization is not None,
         new_tokens=new_tokens,
     )
+    if resolved.zero_stage:
+        hold_trained(tuned, dtype=dtype)
+    return tuned
 
 
 def load_base(
@@ -105,11 +108,14 @@ def computing(precision: Precision) -> AbstractContextManager[Any]:
     return torch.autocast(device().type, dtype=torch.bfloat16)
 
 
-def trained_in_float32(model: Any) -> None:
-    """Hold what is trained in float32: in bfloat16 the last, small updates of a falling learning rate are lost."""
+def hold_trained(model: Any, *, dtype: torch.dtype = torch.float32) -> None:
+    """Hold what is trained in a number format: in bfloat16 the last, small updates of a falling learning rate are lost.
+
+    With ZeRO the optimizer has the float32 weights, and the model's are of one format.
+    """
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(dtype)
 
 
 def set_recomputation(model: Any, *, on: bool) -> None:

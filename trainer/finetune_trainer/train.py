@@ -37,7 +37,7 @@ from finetune_trainer.fetch import fetch_model
 from finetune_trainer.figures import GpuClock, gpus
 from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop
-from finetune_trainer.model import load_for_training, set_recomputation, trained_in_float32
+from finetune_trainer.model import hold_trained, load_for_training, set_recomputation
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.preference import Preference
 from finetune_trainer.preference_loop import PreferenceLoop
@@ -162,7 +162,7 @@ def _get_ready(run: Run) -> tuple[Loop, Measured]:
             second_rate=(run.config.spec.lora or Lora()).lora_plus_ratio or 1.0,
         )
         if not sharing:
-            trained_in_float32(model)  # TRL holds a quantised model's adapters in bfloat16
+            hold_trained(model)  # TRL holds a quantised model's adapters in bfloat16
         return loop
 
     log.info("dry run of the longest micro-batch")

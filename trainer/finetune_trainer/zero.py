@@ -23,6 +23,7 @@ from transformers.trainer import SCHEDULER_NAME
 from finetune_contract.deepspeed_spec import PARTITIONED_WEIGHTS, Offload
 from finetune_contract.prepared import Resolved
 from finetune_contract.run_config import RunConfig
+from finetune_contract.sharing import BUCKET, LIVE
 from finetune_contract.spec import Precision
 from finetune_trainer import zero_state
 from finetune_trainer.adapters import has_adapters, load_adapters, save_adapters
@@ -30,12 +31,6 @@ from finetune_trainer.distributed import pass_in_step, world
 from finetune_trainer.model import device, save_weights
 from finetune_trainer.principal import make_plain
 from finetune_trainer.ranked import RankedTrainer
-
-BUCKET = 100_000_000
-"""Numbers that are sent at one time: enough to be fast, 0.2 GB a buffer."""
-PREFETCH = 50_000_000
-LIVE = 200_000_000
-"""Weights that stage 3 keeps gathered for the layers that come next."""
 
 
 def _connect() -> None:
@@ -89,7 +84,7 @@ def _sharing(resolved: Resolved, *, on_gpu: bool) -> dict[str, Any]:
         sharing["offload_optimizer"] = away
     if stage == PARTITIONED_WEIGHTS:
         sharing |= {
-            "stage3_prefetch_bucket_size": PREFETCH,
+            "stage3_prefetch_bucket_size": LIVE // 2,
             "stage3_max_live_parameters": LIVE,
             "stage3_max_reuse_distance": LIVE,
         }

@@ -39,10 +39,10 @@ def deepspeed_rules() -> Iterator[Rule]:
     yield Rule(
         (*_AT, "deepspeed"),
         "!has(self.zeroStage) || !has(self.offload) || self.offload == 'none' || "
-        "self.zeroStage >= (self.offload == 'all' ? 3 : 1)",
-        "offload optimizer needs zeroStage 1, 2 or 3, and offload all needs zeroStage 3",
+        "self.zeroStage >= (self.offload == 'all' ? 3 : 2)",
+        "offload optimizer needs zeroStage 2 or 3, and offload all needs zeroStage 3",
         lambda deepspeed: (
-            deepspeed.get("zeroStage", 3) >= {"optimizer": 1, "all": 3}.get(deepspeed.get("offload", "none"), 0)
+            deepspeed.get("zeroStage", 3) >= {"optimizer": 2, "all": 3}.get(deepspeed.get("offload", "none"), 0)
         ),
     )
     yield Rule(

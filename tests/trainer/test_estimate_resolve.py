@@ -126,6 +126,41 @@ def test_the_micro_batch_is_the_largest_that_fits_before_anything_is_recomputed(
     assert (found.micro_batch_size, found.gradient_checkpointing) == (micro_batch, recompute)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "device", "stage"),
+    [
+        pytest.param(spec("LoRA"), gpu(80, gpus=4), 0, id="each GPU holds it all"),
+        pytest.param(spec("Full"), gpu(80, gpus=8), 2, id="optimizer and gradients are shared"),
+        pytest.param(spec("Full"), gpu(40, gpus=8), 3, id="weights are shared"),
+        pytest.param(spec("LoRA", batchSize=8, maxSequenceLength=512), gpu(16, gpus=8), 3, id="a base that is shared"),
+        pytest.param(spec("QLoRA"), gpu(8, gpus=8), 0, id="4-bit weights are not"),
+        pytest.param(spec("Full", optimizer="adamw8bit"), gpu(80, gpus=8), 0, id="an optimizer that is not"),
+        pytest.param(spec("Full"), gpu(None, gpus=8), 0, id="a GPU that is not known"),
+        pytest.param(spec("Full"), gpu(80), 0, id="nobody to share with"),
+    ],
+)
+def test_gpus_share_no_more_than_is_needed(wanted: TuningSpec, device: Device, stage: int) -> None:
+    found = chosen(wanted, device)
+    assert found.sharing.zero_stage == stage
+    assert ("zeroStage" in found.because) == (device.ranks > 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "stage", "offload"),
+    [
+        ({"zeroStage": 1}, 1, "none"),
+        ({"zeroStage": 3, "offload": "optimizer"}, 3, "optimizer"),
+        ({"offload": "optimizer"}, 2, "optimizer"),
+        ({"offload": "all"}, 3, "all"),
+    ],
+    ids=str,
+)
+def test_what_is_asked_for_is_shared(asked: dict[str, Any], stage: int, offload: str) -> None:
+    wanted = TuningSpec.model_validate({**spec("Full").to_wire(), "deepspeed": asked})
+    found = chosen(wanted, gpu(80))
+    assert (found.sharing.zero_stage, found.sharing.offload) == (stage, offload)
+
+
 def test_packing_where_half_of_a_batch_would_be_padding() -> None:
     assert not chosen(spec(), data=facts(longest=500, mean=300)).packing
     found = chosen(spec(), data=facts(longest=500, mean=100))
@@ -137,13 +172,14 @@ def test_packing_where_half_of_a_batch_would_be_padding() -> None:
 @pytest.mark.parametrize(
     ("wanted", "gibibytes", "advice"),
     [
-        (spec("Full"), 40, "this would fit: method LoRA"),
+        (spec("Full"), 40, "this would fit: deepspeed.offload all, with resources.memory for it"),
+        (spec("Full", optimizer="adamw8bit"), 40, "this would fit: method LoRA"),
         (spec("LoRA"), 12, "this would fit: method QLoRA"),
         (spec("QLoRA", maxSequenceLength=65536), 12, "this would fit: maxSequenceLength "),
         (spec("LoRA", gradientCheckpointing=False, maxSequenceLength=4096), 24, "gradientCheckpointing true"),
         (spec("QLoRA"), 4, "no method fits this GPU: use a larger one or a smaller model"),
     ],
-    ids=["full", "lora", "long", "recomputation forbidden", "nothing"],
+    ids=["full", "full, not to be shared", "lora", "long", "recomputation forbidden", "nothing"],
 )
 def test_what_does_not_fit_is_told_what_would(wanted: TuningSpec, gibibytes: int, advice: str) -> None:
     found = chosen(wanted, gpu(gibibytes))

@@ -41,6 +41,12 @@ def sharings(spec: TuningSpec, device: Device) -> list[Sharing]:
     return [Sharing(stage, asked.offload, device.ranks) for stage in stages or [lowest]]
 
 
+def offloads(spec: TuningSpec, ranks: int) -> list[Sharing]:
+    """Return what else would do where the GPUs are too small, though slower: the node's memory."""
+    wanted = (Sharing(2, Offload.OPTIMIZER, ranks), Sharing(PARTITIONED_WEIGHTS, Offload.ALL, ranks))
+    return [one for one in wanted if _can_share(spec, one.zero_stage)]
+
+
 def _can_share(spec: TuningSpec, stage: int) -> bool:
     """Whether a run that did not ask for it may share; the rules of the API refuse the same where it is asked for."""
     if spec.objective is not Objective.SFT or spec.hyperparameters.optimizer is not Optimizer.ADAMW:

@@ -71,9 +71,9 @@ def outcome_of(case: Case) -> Outcome:
     return Outcome(result=result, run=case.run)
 
 
-def completed(case: Case) -> Outcome:
+def completed(case: Case, **variables: str) -> Outcome:
     """Run the train stage to its end."""
-    with trainer(case) as process:
+    with trainer(case, **variables) as process:
         code, log = finished(process)
     assert code == 0, log
     return outcome_of(case)

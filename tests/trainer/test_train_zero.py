@@ -58,7 +58,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda stage: f"stage {stage}")
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return completed(make(tmp_path_factory.mktemp("shared"), stage=request.param, processes=2))
+    folder = tmp_path_factory.mktemp("shared")
+    return completed(make(folder, stage=request.param, processes=2), **as_with_large_models(folder))
+
+
+def as_with_large_models(folder: Path) -> dict[str, str]:
+    """Return variables with which stage 3 gathers some layers' weights at a time, not all of a tiny model's."""
+    (folder / "sitecustomize.py").write_text("from finetune_contract import sharing\n\nsharing.LIVE = 3000\n")
+    return {"PYTHONPATH": str(folder)}
 
 
 def assert_same(outcome: Outcome, expected: Outcome) -> None:

@@ -87,6 +87,7 @@ def _sharing(resolved: Resolved, *, on_gpu: bool) -> dict[str, Any]:
             "stage3_prefetch_bucket_size": LIVE // 2,
             "stage3_max_live_parameters": LIVE,
             "stage3_max_reuse_distance": LIVE,
+            "stage3_param_persistence_threshold": "auto",  # norms and biases stay: transformers knows their sizes
         }
         if resolved.offload is Offload.ALL:
             sharing["offload_param"] = away
@@ -183,7 +184,7 @@ class ZeroTrainer(RankedTrainer):
         if self._wrapped is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint is not None:
-            zero_state.load(self._wrapped, Path(resume_from_checkpoint))
+            self._load_from_checkpoint(resume_from_checkpoint)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)  # the scheduler alone, with DeepSpeed
             for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
                 group["lr"] = rate
@@ -206,6 +207,7 @@ class ZeroTrainer(RankedTrainer):
     def save_weights(self, folder: Path) -> None:
         """Write what is trained, as the first process's weights; all processes call it."""
         if self.shares_weights:
+            self._let_go()
             save_gathered(self.model, folder)
         elif world().first:
             save_weights(self.model, folder)
@@ -225,6 +227,7 @@ class ZeroTrainer(RankedTrainer):
     def put_weights(self, folder: Path) -> None:
         """Give every process the weights that the first one has in a folder."""
         if self.shares_weights:
+            self._let_go()
             put_gathered(self.model, folder)
             return
         if world().first:
@@ -234,6 +237,7 @@ class ZeroTrainer(RankedTrainer):
     def save_state(self, folder: Path) -> None:
         """Write weights, optimizer and scheduler; all processes call it."""
         if self.shares_state:
+            self._let_go()
             zero_state.save(self._wrapped, folder)
             if world().first:
                 torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
@@ -243,9 +247,15 @@ class ZeroTrainer(RankedTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any, **__: Any) -> None:
         if self.shares_state:
+            self._let_go()
             zero_state.load(self._wrapped, Path(resume_from_checkpoint))
         else:
             self._load_weights(Path(resume_from_checkpoint))
+
+    def _let_go(self) -> None:
+        """Drop weights that were gathered ahead for a next layer: what is under way can be neither read nor set."""
+        if self.shares_weights:
+            self._wrapped.empty_partition_cache()
 
     def _load_weights(self, folder: Path) -> None:
         if has_adapters(self.model):

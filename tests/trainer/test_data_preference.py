@@ -10,7 +10,8 @@ import pytest
 
 from finetune_contract.dataset_spec import DatasetFormat, DatasetSource
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.resolve import ResolveError, choose_loss
+from finetune_contract.fitting import ResolveError
+from finetune_contract.resolve import choose_loss
 from finetune_contract.spec import LossOn, TuningSpec
 from finetune_trainer.data.examples import Conversation, Example, PromptCompletion
 from finetune_trainer.data.formats import Reading, parse

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_contract.dataset_spec import DatasetFormat
+from finetune_contract.fitting import ResolveError
 from finetune_contract.prepared import Resolved
-from finetune_contract.resolve import Choice, DataFacts, ResolveError, choose, resolve
+from finetune_contract.resolve import Choice, DataFacts, choose, resolve
 from finetune_contract.run_config import Device
 from finetune_contract.shape import ModelShape
 from finetune_contract.spec import TuningSpec

@@ -124,7 +124,11 @@ def _sent(shape: ModelShape, tuning: Tuning) -> int:
     stage, size, largest = tuning.sharing.zero_stage, _size(tuning.precision), shape.vocab * shape.hidden
     gradients = 2 * BUCKET + largest if stage and tuning.method is Method.FULL else 0
     gradients += largest if tuning.sharing.offload is not Offload.NONE else 0
-    return size * (gradients + (LIVE + largest if stage == PARTITIONED_WEIGHTS else 0))
+    gathered = LIVE + largest if stage == PARTITIONED_WEIGHTS else 0
+    if gathered and tuning.method is Method.LORA and tuning.recompute:
+        # 0.7 of the whole weights were there once, for a reason that is not known: rather too much than too little.
+        gathered += shape.parameters()
+    return size * (gradients + gathered)
 
 
 def _runtime(tuning: Tuning, allocated: int) -> int:

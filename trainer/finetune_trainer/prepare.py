@@ -18,12 +18,12 @@ from pathlib import Path
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
+from finetune_contract.fitting import ResolveError
 from finetune_contract.outcome import OutputFile, PrepareResult
 from finetune_contract.prepared import DatasetSummary, Prepared, Resolved, Shard
 from finetune_contract.resolve import (
     Choice,
     DataFacts,
-    ResolveError,
     choose,
     choose_loss,
     resolve,

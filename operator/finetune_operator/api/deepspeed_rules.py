@@ -32,9 +32,9 @@ def deepspeed_rules() -> Iterator[Rule]:
     yield Rule(
         _AT,
         "!has(self.deepspeed) || self.method != 'LoRA' || !has(self.deepspeed.zeroStage) || "
-        "self.deepspeed.zeroStage in [0, 3]",
+        "!(self.deepspeed.zeroStage in [1, 2])",
         "deepspeed.zeroStage is 0 or 3 with LoRA: adapters' gradients and optimizer are too small to share out",
-        lambda spec: spec.get("method") != "LoRA" or _stage(spec) in (None, 0, 3),
+        lambda spec: spec.get("method") != "LoRA" or _stage(spec) not in (1, 2),
     )
     yield Rule(
         (*_AT, "deepspeed"),

@@ -12,7 +12,8 @@ from typing import Any
 
 from finetune_contract import paths
 from finetune_contract.dataset_spec import DatasetFormat
-from finetune_contract.resolve import Choice, DataFacts, ResolveError, choose
+from finetune_contract.fitting import ResolveError
+from finetune_contract.resolve import Choice, DataFacts, choose
 from finetune_contract.run_config import Device, Use
 from finetune_contract.shape import ModelShape, UnknownShapeError
 from finetune_contract.spec import Method, TuningSpec

@@ -239,7 +239,7 @@ def test_a_disk_that_is_full_in_a_checkpoint(tmp_path: Path, monkeypatch: pytest
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("finetune_trainer.loop.save_weights", full)
+    monkeypatch.setattr("finetune_trainer.zero.save_weights", full)
 
     assert exit_code(make_case(tmp_path)) == ExitCode.DISK_FULL
 

@@ -158,6 +158,8 @@ def world() -> World:
 def join() -> None:
     """Meet the other ranks, as `launch` has described them in the environment (torchrun's variables)."""
     global WORLD  # noqa: PLW0603 - there is one a process
+    # DeepSpeed, which accelerate imports wherever it is installed, would guess, and say so.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     if not is_rank():
         return
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))

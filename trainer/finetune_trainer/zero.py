@@ -35,7 +35,6 @@ from finetune_trainer.ranked import RankedTrainer
 
 def _connect() -> None:
     """Let DeepSpeed use the group of processes that `distributed.join` has made, or one of this process alone."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     if not distributed.is_initialized():
         # accelerate takes a process without these for one that no launcher has started.
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

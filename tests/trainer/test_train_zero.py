@@ -130,13 +130,15 @@ def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(stage: int, tmp_pat
 def test_another_number_of_processes_and_another_stage_go_on(
     stage: int, processes: int, tmp_path: Path, alone: Outcome
 ) -> None:
-    source = completed(make(tmp_path / "source", stage=3, processes=2))
-    checkpoint = source.run / paths.checkpoint_dir(1, 40)
-    assert checkpoint.is_dir()
+    source = completed(make(tmp_path / "source", stage=3, processes=2, spec={"checkpoint": {"keep": 3}}))
+    # Its own weights are the best ones, at that step and in the end.
+    checkpoint = source.run / paths.checkpoint_dir(1, 20)
+    assert source.result.training is not None
+    assert source.result.training.best_step == 20
     resume = {"checkpoint": {"resumeFrom": f"file://{checkpoint}"}}
     model = source.run.parents[1] / "model"
 
     resumed = completed(make(tmp_path / "resumed", stage=stage, processes=processes, spec=resume, model=model))
 
-    assert resumed.result.resumed_from_step == 40
+    assert resumed.result.resumed_from_step == 20
     assert_same(resumed, alone)

@@ -59,7 +59,8 @@ def _answer_batch(model: Any, tokenizer: Any, prompts: list[list[int]], *, max_n
     try:
         return _generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
     except torch.OutOfMemoryError as error:
-        if not is_accelerator_out_of_memory(error) or len(prompts) == 1:
+        # In step with others no process can go its own way.
+        if not is_accelerator_out_of_memory(error) or len(prompts) == 1 or world().in_step:
             raise
     torch.cuda.empty_cache()
     middle = len(prompts) // 2

@@ -218,7 +218,8 @@ class Loop(ZeroTrainer):
             (folder / USAGE).write_text(Usage(gpu_seconds=used).to_json())
         if self.best:
             (folder / BEST_RECORD).write_text(self.best.to_json())
-            if self.best.step != self.state.global_step:
+            # What ZeRO writes for a resume are no weights to go back to.
+            if self.best.step != self.state.global_step or self.shares_state:
                 shutil.copytree(self.folder / BEST, folder / BEST)
         if self.uploader:
             self.uploader.submit(folder, self.state.global_step)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -155,9 +156,16 @@ def _run(*arguments: str | Path, expected: int = 0) -> "subprocess.CompletedProc
     return done
 
 
-def _foreground(run_dir: Path, *prefix: str) -> "subprocess.Popen[str]":
+@contextmanager
+def _foreground(run_dir: Path, *prefix: str) -> Iterator["subprocess.Popen[str]"]:
     command = [*COMMAND, "up", "--run-dir", str(run_dir), "--foreground", "--gpus-per-node=2"]
-    return subprocess.Popen([*prefix, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(
+        [*prefix, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # one that has not ended by now would never
 
 
 def _kubectl(run_dir: Path, *arguments: str, manifest: object = None) -> str:

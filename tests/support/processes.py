@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_contract import paths
+from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import TerminationMessage
 from finetune_contract.run_config import Device
 from tests.support.prepared import Case
@@ -77,6 +79,15 @@ def completed(case: Case, **variables: str) -> Outcome:
         code, log = finished(process)
     assert code == 0, log
     return outcome_of(case)
+
+
+def preempted(case: Case, *, once: str) -> None:
+    """Drain the node of one of two pods once a line is in the log: the others learn it from the first process."""
+    with trainer(case) as process:
+        read_until(process, once)
+        os.kill(children(process)[1], signal.SIGTERM)
+        code, log = finished(process)
+    assert code == last_word(case).exit_code == ExitCode.PREEMPTED, log
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:

@@ -14,7 +14,17 @@ from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import Manifest
 from tests.support.prepared import Case
-from tests.support.processes import children, finished, last_word, outcome_of, read_until, trainer, with_processes
+from tests.support.processes import (
+    children,
+    completed,
+    finished,
+    last_word,
+    outcome_of,
+    preempted,
+    read_until,
+    trainer,
+    with_processes,
+)
 from tests.support.training import THIRD_PARTY, Outcome, make_case, train
 
 pytestmark = THIRD_PARTY
@@ -87,11 +97,8 @@ def test_two_processes_go_on_from_the_checkpoint_of_another_run(tmp_path: Path, 
     spec = {**SPEC, "checkpoint": {"resumeFrom": f"file://{source}"}}
     case = two_ranks(make_case(tmp_path, model=alone.run.parents[1] / "model", spec=spec, **SETTINGS))
 
-    with trainer(case) as process:
-        code, log = finished(process)
+    resumed = completed(case)
 
-    assert code == 0, log
-    resumed = outcome_of(case)
     assert resumed.result.resumed_from_step == 8
     assert resumed.losses == pytest.approx(alone.losses, abs=TOLERANCE)
 
@@ -105,22 +112,12 @@ def test_a_stopped_and_resumed_run_of_two_equals_an_undisturbed_one(tmp_path: Pa
     undisturbed, disturbed = (
         two_ranks(make_case(tmp_path / name, spec=DROPOUT, **settings)) for name in ("undisturbed", "disturbed")
     )
-    with trainer(undisturbed) as process:
-        code, log = finished(process)
-        assert code == 0, log
-
-    with trainer(disturbed) as process:
-        read_until(process, "checkpoint of step 4 stored")
-        # As a drained node does it to one pod of several: the other rank learns it from the first.
-        os.kill(children(process)[1], signal.SIGTERM)
-        code, log = finished(process)
-    assert code == last_word(disturbed).exit_code == ExitCode.PREEMPTED, log
+    whole = completed(undisturbed)
+    preempted(disturbed, once="checkpoint of step 4 stored")
     second = disturbed.attempt(2)
-    with trainer(second) as process:
-        code, log = finished(process)
 
-    assert code == 0, log
-    resumed, whole = outcome_of(second), outcome_of(undisturbed)
+    resumed = completed(second)
+
     assert resumed.result.resumed_from_step is not None
     assert 4 <= resumed.result.resumed_from_step < 12
     assert resumed.losses == whole.losses

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from finetune_contract import paths
-from finetune_contract.exit_codes import ExitCode
 from tests.support.prepared import Case
-from tests.support.processes import children, completed, finished, last_word, read_until, trainer, with_processes
+from tests.support.processes import completed, preempted, with_processes
 from tests.support.training import THIRD_PARTY, Outcome, make_case, train
 
 pytestmark = THIRD_PARTY
@@ -100,19 +97,11 @@ def test_adapters_on_weights_that_are_shared_out(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(shared, file), weights(alone, file), atol=2e-3, rtol=0)
 
 
-def stopped(case: Case) -> None:
-    with trainer(case) as process:
-        read_until(process, "checkpoint of step 20 stored")
-        os.kill(children(process)[1], signal.SIGTERM)
-        code, log = finished(process)
-    assert code == last_word(case).exit_code == ExitCode.PREEMPTED, log
-
-
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(stage: int, tmp_path: Path) -> None:
     undisturbed = completed(make(tmp_path / "undisturbed", stage=stage, processes=2))
     case = make(tmp_path / "disturbed", stage=stage, processes=2)
-    stopped(case)
+    preempted(case, once="checkpoint of step 20 stored")
 
     resumed = completed(case.attempt(2))
 

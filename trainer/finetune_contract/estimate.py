@@ -102,21 +102,16 @@ def _shared(shape: ModelShape, tuning: Tuning, trained: int) -> dict[str, int]:
 
     Gradients are added up in float32 (stage 1: of everything, beside those of the pass).
     """
-    stage, offload, ranks, size = *_sharing(tuning), _size(tuning.precision)
-    held = ranks if stage == PARTITIONED_WEIGHTS else 1
-    everywhere, away = offload is Offload.ALL, offload is not Offload.NONE
-    summed = (FLOAT + size) * trained if stage == 1 else FLOAT * trained // ranks
+    sharing, size = tuning.sharing, _size(tuning.precision)
+    held = sharing.ranks if sharing.zero_stage == PARTITIONED_WEIGHTS else 1
+    everywhere, away = sharing.offload is Offload.ALL, sharing.offload is not Offload.NONE
+    summed = (FLOAT + size) * trained if sharing.zero_stage == 1 else FLOAT * trained // sharing.ranks
     return {
         "weights": 0 if everywhere else size * shape.parameters() // held,
         "adapter": 0 if tuning.method is Method.FULL or everywhere else size * trained // held,
         "gradients": 0 if everywhere else summed,
-        "optimizer": 0 if away else int((FLOAT + STATE_BYTES[tuning.optimizer]) * trained) // ranks,
+        "optimizer": 0 if away else int((FLOAT + STATE_BYTES[tuning.optimizer]) * trained) // sharing.ranks,
     }
-
-
-def _sharing(tuning: Tuning) -> tuple[int, Offload, int]:
-    sharing = tuning.sharing
-    return sharing.zero_stage, sharing.offload, sharing.ranks
 
 
 def _sent(shape: ModelShape, tuning: Tuning) -> int:

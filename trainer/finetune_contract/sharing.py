@@ -14,7 +14,8 @@ BUCKET = 100_000_000
 """Numbers that are sent at one time: enough to be fast, 0.2 GB a buffer in 16 bits."""
 LIVE = 100_000_000
 """Weights that stage 3 gathers ahead, and keeps for a layer that comes again soon."""
-_LOWEST = {Offload.NONE: 0, Offload.OPTIMIZER: 2, Offload.ALL: PARTITIONED_WEIGHTS}
+LOWEST = {Offload.NONE: 0, Offload.OPTIMIZER: 2, Offload.ALL: PARTITIONED_WEIGHTS}
+"""The stage from which on it can be offloaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def sharings(spec: TuningSpec, device: Device) -> list[Sharing]:
     asked = spec.deepspeed or DeepSpeed()
     if asked.zero_stage is not None:
         return [Sharing(asked.zero_stage, asked.offload, device.ranks)]
-    lowest = _LOWEST[asked.offload]
+    lowest = LOWEST[asked.offload]
     most = (0,) if device.ranks == 1 and not lowest else _STAGES[spec.method]
     stages = [stage for stage in most if stage >= lowest and (not stage or _can_share(spec, stage))]
     return [Sharing(stage, asked.offload, device.ranks) for stage in stages or [lowest]]

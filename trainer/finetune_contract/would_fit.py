@@ -27,7 +27,7 @@ def what_would_fit(spec: TuningSpec, choice: Choice, *, shape: ModelShape, gpu_b
         new_tokens=len(spec.model.new_tokens),
         sides=sides(spec),
     )
-    for method, sharing in _ways(spec, choice):
+    for method, sharing in dict.fromkeys(_ways(spec, choice)):
         length = choice.max_sequence_length
         while length >= LENGTH_STEP:
             tuning = replace(base, method=method, sequence_length=length, sharing=sharing)

@@ -93,11 +93,11 @@ class World:
         failure: TrainerError | None = None
         for start in range(0, len(parts), self.size):
             safe_point()
-            place = start + self.rank
-            if failure is None and (place < len(parts) or self.in_step):
+            # In step, a rank that has nothing left does what another one does.
+            place = min(start + self.rank, len(parts) - 1) if self.in_step else start + self.rank
+            if failure is None and place < len(parts):
                 try:
-                    # In step, a rank that has nothing left does what another one does.
-                    done[min(place, len(parts) - 1)] = work(parts[min(place, len(parts) - 1)])
+                    done[place] = work(parts[place])
                 except Exception as error:
                     if self.in_step:  # the others wait inside the model: this process ends, and then they
                         raise

@@ -39,7 +39,8 @@ def _connect() -> None:
         # accelerate takes a process without these for one that no launcher has started.
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+        store = distributed.HashStore()  # type: ignore[attr-defined]  # torch exports it without saying so
+        distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     import deepspeed
 
     # A faster path between processes of one CPU, compiled when first used: the image has no compiler.
@@ -112,7 +113,7 @@ def save_gathered(model: Any, folder: Path) -> None:
     state = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad or not adapters:
-            with _whole(parameter):
+            with zero_state.gathered(parameter):
                 if world().first:
                     state[name] = parameter.detach().cpu().clone()
     if not world().first:
@@ -129,7 +130,7 @@ def put_gathered(model: Any, folder: Path) -> None:
     saved = _saved_weights(folder) if world().first else {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            with _whole(parameter, changed=True):
+            with zero_state.gathered(parameter, changed=True):
                 if world().first:
                     # PEFT leaves the adapter's name out.
                     parameter.data.copy_(saved[name.replace(".default.", ".")])
@@ -139,13 +140,6 @@ def _saved_weights(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
-
-
-def _whole(parameter: Any, *, changed: bool = False) -> Any:
-    """Have a partitioned parameter whole inside; `changed`: what the first process makes of it holds for all."""
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if changed else None)
 
 
 class ZeroTrainer(RankedTrainer):
@@ -253,8 +247,7 @@ class ZeroTrainer(RankedTrainer):
 
     def _let_go(self) -> None:
         """Drop weights that were gathered ahead for a next layer: what is under way can be neither read nor set."""
-        if self.shares_weights:
-            self._wrapped.empty_partition_cache()
+        self._wrapped.empty_partition_cache()  # below stage 3 there is none
 
     def _load_weights(self, folder: Path) -> None:
         if has_adapters(self.model):

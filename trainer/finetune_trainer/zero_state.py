@@ -141,7 +141,9 @@ def _put(parameter: Any, kind: str, value: torch.Tensor) -> None:
         safe_set_local_optimizer_state(parameter, share, moment)
     else:
         safe_set_local_fp32_param(parameter, share)
-        _put_weights(parameter, value)
+        with gathered(parameter, changed=True):
+            if world().first:
+                parameter.data.copy_(value)
 
 
 def _share(value: torch.Tensor, size: int) -> torch.Tensor:
@@ -150,9 +152,8 @@ def _share(value: torch.Tensor, size: int) -> torch.Tensor:
     return torch.nn.functional.pad(flat, (0, size - len(flat)))
 
 
-def _put_weights(parameter: Any, value: torch.Tensor) -> None:
+def gathered(parameter: Any, *, changed: bool = False) -> Any:
+    """Have a partitioned parameter whole inside; `changed`: what the first process makes of it holds for all."""
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-        if world().first:
-            parameter.data.copy_(value)
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if changed else None)

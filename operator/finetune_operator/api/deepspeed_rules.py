@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from finetune_contract.deepspeed_spec import PARTITIONED_WEIGHTS
+from finetune_contract.sharing import LOWEST
 from finetune_operator.api.rule import Rule
 
 _AT = ("spec",)
-_OFF = "(!has(self.deepspeed.offload) || self.deepspeed.offload == 'none')"
-_SHARES = f"((has(self.deepspeed.zeroStage) ? self.deepspeed.zeroStage > 0 : !{_OFF}))"
-_PARTITIONS = (
-    "(has(self.deepspeed.zeroStage) ? self.deepspeed.zeroStage == 3 : "
-    "(has(self.deepspeed.offload) && self.deepspeed.offload == 'all'))"
+_LEAST_STAGE = (
+    "(has(self.deepspeed.zeroStage) ? self.deepspeed.zeroStage : "
+    "!has(self.deepspeed.offload) || self.deepspeed.offload == 'none' ? 0 : self.deepspeed.offload == 'all' ? 3 : 2)"
 )
+"""What is asked for, or what the offload needs."""
 _WHOLE_BASE = (
     "!(has(self.model.newTokens) && size(self.model.newTokens) > 0) && (!has(self.lora) || "
     "(!(has(self.lora.dora) && self.lora.dora) && !(has(self.lora.modulesToSave) && size(self.lora.modulesToSave) > 0)"
@@ -34,7 +35,7 @@ def deepspeed_rules() -> Iterator[Rule]:
         "!has(self.deepspeed) || self.method != 'LoRA' || !has(self.deepspeed.zeroStage) || "
         "!(self.deepspeed.zeroStage in [1, 2])",
         "deepspeed.zeroStage is 0 or 3 with LoRA: adapters' gradients and optimizer are too small to share out",
-        lambda spec: spec.get("method") != "LoRA" or _stage(spec) not in (1, 2),
+        lambda spec: spec.get("method") != "LoRA" or spec.get("deepspeed", {}).get("zeroStage") not in (1, 2),
     )
     yield Rule(
         (*_AT, "deepspeed"),
@@ -42,44 +43,35 @@ def deepspeed_rules() -> Iterator[Rule]:
         "self.zeroStage >= (self.offload == 'all' ? 3 : 2)",
         "offload optimizer needs zeroStage 2 or 3, and offload all needs zeroStage 3",
         lambda deepspeed: (
-            deepspeed.get("zeroStage", 3) >= {"optimizer": 2, "all": 3}.get(deepspeed.get("offload", "none"), 0)
+            "zeroStage" not in deepspeed or deepspeed["zeroStage"] >= LOWEST.get(deepspeed.get("offload"), 0)
         ),
     )
     yield Rule(
         _AT,
-        f"!has(self.deepspeed) || !{_SHARES} || !has(self.objective) || self.objective == 'SFT'",
+        f"!has(self.deepspeed) || {_LEAST_STAGE} == 0 || !has(self.objective) || self.objective == 'SFT'",
         "deepspeed shares a run of objective SFT only: remove deepspeed",
-        lambda spec: not _shares(spec) or spec.get("objective", "SFT") == "SFT",
+        lambda spec: _least_stage(spec) == 0 or spec.get("objective", "SFT") == "SFT",
     )
     yield Rule(
         _AT,
-        f"!has(self.deepspeed) || !{_SHARES} || !has(self.hyperparameters) || !has(self.hyperparameters.optimizer) || "
+        f"!has(self.deepspeed) || {_LEAST_STAGE} == 0 || !has(self.hyperparameters) || !has(self.hyperparameters.optimizer) || "
         "self.hyperparameters.optimizer == 'adamw'",
         "deepspeed shares the state of optimizer adamw only: leave hyperparameters.optimizer out",
-        lambda spec: not _shares(spec) or spec.get("hyperparameters", {}).get("optimizer", "adamw") == "adamw",
+        lambda spec: _least_stage(spec) == 0 or spec.get("hyperparameters", {}).get("optimizer", "adamw") == "adamw",
     )
     yield Rule(
         _AT,
-        f"!has(self.deepspeed) || !{_PARTITIONS} || ({_WHOLE_BASE})",
+        f"!has(self.deepspeed) || {_LEAST_STAGE} < 3 || ({_WHOLE_BASE})",
         "zeroStage 3 leaves no GPU a whole weight, which model.newTokens, lora.dora, lora.modulesToSave and "
         "lora.initialization pissa and olora need: remove them, or use a lower stage",
-        lambda spec: not _partitions(spec) or _needs_no_whole_weight(spec),
+        lambda spec: _least_stage(spec) < PARTITIONED_WEIGHTS or _needs_no_whole_weight(spec),
     )
 
 
-def _stage(spec: dict[str, Any]) -> int | None:
-    stage: int | None = spec.get("deepspeed", {}).get("zeroStage")
+def _least_stage(spec: dict[str, Any]) -> int:
+    asked = spec.get("deepspeed", {})
+    stage: int = asked.get("zeroStage", LOWEST.get(asked.get("offload"), 0))
     return stage
-
-
-def _shares(spec: dict[str, Any]) -> bool:
-    stage, offload = _stage(spec), spec.get("deepspeed", {}).get("offload", "none")
-    return bool(stage > 0 if stage is not None else offload != "none")
-
-
-def _partitions(spec: dict[str, Any]) -> bool:
-    stage, offload = _stage(spec), spec.get("deepspeed", {}).get("offload", "none")
-    return bool(stage == 3 if stage is not None else offload == "all")  # noqa: PLR2004
 
 
 def _needs_no_whole_weight(spec: dict[str, Any]) -> bool:

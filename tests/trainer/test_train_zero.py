@@ -88,9 +88,11 @@ def test_one_process_offloads_to_its_node(stage: int, offload: str, tmp_path: Pa
     assert_same(completed(make(tmp_path, stage=stage, processes=1, offload=offload)), alone)
 
 
-def test_adapters_on_weights_that_are_shared_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recompute", [pytest.param(False, id="kept"), pytest.param(True, id="recomputed")])
+def test_adapters_on_weights_that_are_shared_out(recompute: bool, tmp_path: Path) -> None:
     alone = train(make(tmp_path / "alone", stage=0, processes=1, method="LoRA"))
-    shared = completed(make(tmp_path / "shared", stage=3, processes=2, method="LoRA"))
+    case = make(tmp_path / "shared", stage=3, processes=2, method="LoRA", gradient_checkpointing=recompute)
+    shared = completed(case)
 
     assert_same(shared, alone)
     file = "adapter/adapter_model.safetensors"

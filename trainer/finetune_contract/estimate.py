@@ -120,9 +120,6 @@ def _sent(shape: ModelShape, tuning: Tuning) -> int:
     gradients = 2 * BUCKET + largest if stage and tuning.method is Method.FULL else 0
     gradients += largest if tuning.sharing.offload is not Offload.NONE else 0
     gathered = LIVE + largest if stage == PARTITIONED_WEIGHTS else 0
-    if gathered and tuning.method is Method.LORA and tuning.recompute:
-        # 0.7 of the whole weights were there once, for a reason that is not known: rather too much than too little.
-        gathered += shape.parameters()
     return size * (gradients + gathered)
 
 

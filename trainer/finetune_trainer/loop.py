@@ -84,6 +84,9 @@ class Loop(ZeroTrainer):
         self.model.register_forward_pre_hook(_without_needless_mask, with_kwargs=True)
         if routing is not None:  # TRL writes what it was told into the model's configuration, which is exported
             model.config.get_text_config().router_aux_loss_coef = routing
+        # With PEFT and ZeRO-3 TRL asks for reentrant recomputation: DeepSpeed (its PR 8148) needs it no more, and with
+        # it the frozen weights of every layer stay gathered to the end of the backward pass.
+        self.args.gradient_checkpointing_kwargs = {"use_reentrant": False}
         self.start_engine()
 
     @property

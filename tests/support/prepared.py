@@ -165,6 +165,7 @@ def write_prepared(
         held_out=f"{paths.PREPARED_DIR}/held-out.jsonl",
         first_example="<user> 1 plus 2 [[3<eos>]] <script>alert(1)</script>",
         token_histogram={"0-15": train, "16-31": validation},
+        label_histogram={"<12>": 3},
     )
     content = prepared.to_json().encode()
     (run / paths.PREPARED).write_bytes(content)
@@ -216,5 +217,6 @@ def _summary(shards: tuple[Shard, ...], *, train: int, validation: int, pairs: b
         truncated=0,
         dropped=0,
         duplicates=0,
+        near_duplicates=2,
         warnings=("Only <29> examples: expect little.",),
     )

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
-from finetune_trainer.dataset import Data, Question, batches_by_length
+from finetune_trainer.dataset import Asked, Data, Question, batches_by_length
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluate import BASE_RESULTS, TUNED_RESULTS, sample_prompt
+from finetune_trainer.evaluate import BASE_RESULTS, TUNED_RESULTS, sample
 from finetune_trainer.generate import answers
 from finetune_trainer.model import load_base
 from finetune_trainer.preemption import PREEMPTION
@@ -51,7 +51,8 @@ def tokenizer(model_folder: Path) -> Any:
 
 
 def ask(model: Any, tokenizer: Any, prompts: list[Any], **limits: int) -> list[str]:
-    return answers(model, tokenizer, prompts, **{"max_new_tokens": 6, "max_prompt_tokens": 200, **limits})
+    asked = [prompt if isinstance(prompt, Asked) else Asked(prompt) for prompt in prompts]
+    return answers(model, tokenizer, asked, **{"max_new_tokens": 6, "max_prompt_tokens": 200, **limits})
 
 
 def test_an_answer_does_not_depend_on_its_batch(model: Any, tokenizer: Any) -> None:
@@ -120,6 +121,34 @@ def test_a_chat_is_asked_through_its_template(model: Any, tokenizer: Any) -> Non
     assert ask(model, tokenizer, [chat]) == ask(model, tokenizer, ["user : 1 plus 2 assistant :"])
 
 
+WITH_TOOLS = "{% if tools %}{{ tools | map(attribute='name') | join(' ') }} {% endif %}{{ messages[0].content }}"
+
+
+def test_a_chat_is_asked_with_its_tools(model: Any, tokenizer: Any) -> None:
+    tokenizer.chat_template = WITH_TOOLS
+    chat = Asked([{"role": "user", "content": "1 plus 2"}], tools=[{"name": "7"}, {"name": "8"}])
+
+    assert ask(model, tokenizer, [chat]) == ask(model, tokenizer, ["7 8 1 plus 2"])
+    assert ask(model, tokenizer, [chat]) != ask(model, tokenizer, ["1 plus 2"])
+
+
+def test_a_chat_with_calls_of_tools_is_asked_and_reported(tmp_path: Path) -> None:
+    case = make_case(tmp_path, spec=ASKED)
+    held_out = case.run / "prepared/held-out.jsonl"
+    call = {"type": "function", "function": {"name": "sum", "arguments": {"of": [1, 2]}}}
+    turns = [
+        {"role": "user", "content": "1 plus 2"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+    ]
+    held_out.write_text(json.dumps({"messages": turns, "answer": "3", "tools": [call]}) + "\n")
+
+    outcome = train(case)
+
+    assert outcome.evaluation["examples"][0]["prompt"] == turns
+    assert "{&#34;name&#34;: &#34;sum&#34;" in (outcome.run / paths.REPORT).read_text()
+
+
 def test_answers_leave_the_model_as_it_was(model: Any, tokenizer: Any) -> None:
     model.train()
     model.config.use_cache = False
@@ -163,10 +192,10 @@ def test_a_batch_that_does_not_fit_is_halved(model: Any, tokenizer: Any, monkeyp
         ([], "hello"),
     ],
 )
-def test_samples_are_asked_as_the_data_are(tokenizer: Any, questions: list[Question], expected: object) -> None:
+def test_samples_are_asked_as_the_data_are(tokenizer: Any, questions: list[Question], expected: Any) -> None:
     data = Data(train=None, validation=[], questions=questions)
 
-    assert sample_prompt("hello", data=data, tokenizer=tokenizer) == expected
+    assert sample("hello", data=data, tokenizer=tokenizer) == Asked(expected)
 
 
 def test_batches_hold_all_rows_within_their_budget() -> None:

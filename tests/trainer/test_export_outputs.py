@@ -292,13 +292,15 @@ def test_the_report_shows_the_run_and_fetches_nothing(outcome: Outcome) -> None:
     page = _Page()
     page.feed(source)
 
-    assert {"svg", "polyline", "table"} <= page.tags
+    assert {"svg", "polyline", "table", "meter"} <= page.tags
     assert not page.tags & {"script", "img", "link", "iframe"}
     assert page.fetched == []
     assert not re.search(r"url\(|@import", source)
     assert NASTY in page.text  # as text, not as a tag
     assert "<script>alert(1)</script>" in page.text  # the first example's
     assert "Only <29> examples" in page.text
+    assert "<12>" in page.text  # an answer that several examples have
+    assert "2 nearly equal to another" in page.text
     assert "a test" in page.text  # why a value was chosen
 
 

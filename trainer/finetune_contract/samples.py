@@ -7,6 +7,7 @@ them as `samples.jsonl`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,12 @@ class Sample(Model):
     expected: str | None = None
     """What the data answer, where the prompt is a held-out one."""
     answer: str
+
+
+def turn_text(turn: dict[str, Any]) -> str:
+    """Return what a turn of a chat says, for people: its text, and the calls of tools as JSON."""
+    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in turn.get("tool_calls") or ()]
+    return "\n".join(part for part in (turn.get("content") or "", *calls) if part)
 
 
 def to_lines(samples: Iterable[Sample]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,17 @@ PAIR = [*SINGLE, "rejected_ids", "rejected_labels"]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """One held-out example for generation: a chat or a text, and the answer that the data give."""
+class Asked:
+    """What a model is asked: the turns of a chat, with the tools that it may call, or a text to go on from."""
 
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Asked):
+    """One held-out example for generation, with the answer that the data give."""
+
     answer: str
 
 
@@ -141,7 +148,7 @@ def _rows(files: list[str], columns: list[str]) -> list[Row]:
 
 def _question(record: dict[str, Any]) -> Question:
     prompt = record["messages"] if "messages" in record else record["prompt"]
-    return Question(prompt=prompt, answer=record["answer"])
+    return Question(prompt=prompt, answer=record["answer"], tools=record.get("tools"))
 
 
 def _changed(what: str) -> TrainerError:

@@ -22,7 +22,7 @@ from finetune_contract.evaluation import Scores
 from finetune_contract.model import Model
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
-from finetune_trainer.dataset import IGNORED, Data, Row, batches_by_length
+from finetune_trainer.dataset import IGNORED, Asked, Data, Row, batches_by_length
 from finetune_trainer.distributed import stop_if_told, world
 from finetune_trainer.errors import NotFoundError
 from finetune_trainer.evaluation.measured import ExampleLoss, Measured
@@ -100,12 +100,12 @@ def measure(model: Any, tokenizer: Any, *, data: Data, prepared: Prepared, confi
     losses = example_losses(model, data.validation, prepared=prepared)
     general = _finite(example_losses(model, _within_limit(data.general, model), prepared=prepared))
     asked = data.questions[: settings.max_examples] if settings.metrics or settings.judge else []
-    samples = [sample_prompt(text, data=data, tokenizer=tokenizer) for text in settings.samples.prompts]
+    samples = [sample(text, data=data, tokenizer=tokenizer) for text in settings.samples.prompts]
     with computing(prepared.resolved.precision):
         given = answers(
             model,
             tokenizer,
-            [question.prompt for question in asked] + samples,
+            [*asked, *samples],
             max_new_tokens=settings.max_new_tokens,
             max_prompt_tokens=prepared.resolved.max_sequence_length,
         )
@@ -159,10 +159,10 @@ def measure_tuned(
     return measured
 
 
-def sample_prompt(text: str, *, data: Data, tokenizer: Any) -> str | list[dict[str, str]]:
+def sample(text: str, *, data: Data, tokenizer: Any) -> Asked:
     """Return a prompt of the spec as the held-out ones are: a user's turn where the data are chats."""
     chats = bool(data.questions) and not isinstance(data.questions[0].prompt, str)
-    return [{"role": "user", "content": text}] if chats and tokenizer.chat_template else text
+    return Asked([{"role": "user", "content": text}] if chats and tokenizer.chat_template else text)
 
 
 def _keep(uri: str, measured: Measured, data: Data, *, config: RunConfig, store: Store, weights: str = "") -> None:

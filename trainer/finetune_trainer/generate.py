@@ -7,21 +7,19 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.dataset import Asked
 from finetune_trainer.distributed import stop_if_told, world
 from finetune_trainer.failures import is_accelerator_out_of_memory
 from finetune_trainer.logs import Pace, log
 
 BATCH = 8
 
-Prompt = str | list[dict[str, str]]
-"""A text to go on from, or the turns of a chat."""
-
 
 def answers(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, max_prompt_tokens: int
+    model: Any, tokenizer: Any, asked: Sequence[Asked], *, max_new_tokens: int, max_prompt_tokens: int
 ) -> list[str]:
     """Return one answer a prompt, without special tokens and outer blanks; the ranks share the prompts."""
-    encoded = [_encode(tokenizer, prompt)[-max_prompt_tokens:] for prompt in prompts]
+    encoded = [_encode(tokenizer, one)[-max_prompt_tokens:] for one in asked]
     # Prompts of similar length share a batch: the padding costs less.
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     was_training, model_cache = model.training, model.config.use_cache
@@ -31,7 +29,7 @@ def answers(
 
     def answer(start: int) -> list[tuple[int, str]]:
         if pace.is_due:  # all that come before have been answered, by this rank or another
-            log.info("answered %d of %d prompts", start, len(prompts))
+            log.info("answered %d of %d prompts", start, len(asked))
         chosen = order[start : start + BATCH]
         texts = _answer_batch(model, tokenizer, [encoded[i] for i in chosen], max_new_tokens=max_new_tokens)
         return list(zip(chosen, texts, strict=True))
@@ -42,14 +40,14 @@ def answers(
         model.config.use_cache = model_cache
         model.train(was_training)
     found = dict(pair for batch in answered for pair in batch)
-    return [found[index] for index in range(len(prompts))]
+    return [found[index] for index in range(len(asked))]
 
 
-def _encode(tokenizer: Any, prompt: Prompt) -> list[int]:
-    if isinstance(prompt, str):
-        ids: list[int] = tokenizer(prompt)["input_ids"]
+def _encode(tokenizer: Any, asked: Asked) -> list[int]:
+    if isinstance(asked.prompt, str):
+        ids: list[int] = tokenizer(asked.prompt)["input_ids"]
         return ids
-    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(asked.prompt, tools=asked.tools, add_generation_prompt=True, tokenize=False)
     # The template writes the special tokens itself.
     chat_ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return chat_ids

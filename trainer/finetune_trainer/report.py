@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_contract.evaluation import Verdict
 from finetune_contract.measures import Measure
-from finetune_contract.samples import Sample
+from finetune_contract.samples import Sample, turn_text
 from finetune_trainer.card import gate_rows, lineage_rows, score_rows, training_rows, usage_rows
 from finetune_trainer.charts import Chart, Curve, draw, histogram, smoothed
 from finetune_trainer.summary import Point
@@ -58,6 +58,7 @@ def report_page(lineage: Lineage, evaluation: EvaluationFile, *, warnings: Seque
         dataset=lineage.prepared.dataset,
         warnings=[*warnings, *lineage.training.warnings, *lineage.prepared.dataset.warnings],
         histogram=histogram(lineage.prepared.token_histogram),
+        labels=lineage.prepared.label_histogram,
         first_example=lineage.prepared.first_example,
         resolved=_resolved_rows(lineage),
         exchanges=[_shown(exchange) for exchange in (*evaluation.samples, *evaluation.examples[:_EXAMPLES])],
@@ -148,8 +149,8 @@ def _text(prompt: str | list[dict[str, Any]]) -> str:
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
-        return str(prompt[0]["content"])
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+        return turn_text(prompt[0])
+    return "\n".join(f"{turn['role']}: {turn_text(turn)}" for turn in prompt)
 
 
 def _shown(exchange: Exchange) -> dict[str, str]:
@@ -158,4 +159,5 @@ def _shown(exchange: Exchange) -> dict[str, str]:
         "expected": exchange.expected or "",
         "base": exchange.base or "",
         "tuned": exchange.tuned,
+        "verdict": exchange.verdict or "",
     }

@@ -6,6 +6,7 @@ The train stage asks before it does anything, and the collect stage asks nothing
 from __future__ import annotations
 
 from hashlib import sha256
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -23,7 +24,7 @@ from finetune_trainer.summary import Training
 class Exchange(Model):
     """One prompt and what both models answered."""
 
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[dict[str, Any]]
     expected: str | None = None
     base: str | None = None
     """Absent with compareWithBase: false."""

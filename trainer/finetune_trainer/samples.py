@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -19,11 +18,11 @@ from finetune_contract.prepared import Resolved
 from finetune_contract.run_config import RunConfig
 from finetune_contract.samples import Sample, from_lines, to_lines
 from finetune_contract.spec import Evaluation
-from finetune_trainer.dataset import Data, Question
+from finetune_trainer.dataset import Asked, Data, Question
 from finetune_trainer.distributed import world
 from finetune_trainer.errors import NotFoundError, TrainerError
-from finetune_trainer.evaluate import sample_prompt
-from finetune_trainer.generate import Prompt, answers
+from finetune_trainer.evaluate import sample
+from finetune_trainer.generate import answers
 from finetune_trainer.logs import log
 from finetune_trainer.model import computing
 from finetune_trainer.preemption import PREEMPTION
@@ -34,19 +33,11 @@ HELD_OUT = 3
 _FILE = re.compile(r"^attempt-(\d+)\.jsonl$")
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One prompt, and what the data answer where it is a held-out one."""
-
-    prompt: Prompt
-    expected: str | None = None
-
-
 def prompts_to_ask(settings: Evaluation, data: Data, tokenizer: Any) -> list[Asked]:
     """Return the spec's prompts, or a few held-out ones."""
     if settings.samples.prompts:
-        return [Asked(sample_prompt(text, data=data, tokenizer=tokenizer)) for text in settings.samples.prompts]
-    return [Asked(_prompt(question), question.answer) for question in data.questions[:HELD_OUT]]
+        return [sample(text, data=data, tokenizer=tokenizer) for text in settings.samples.prompts]
+    return [*data.questions[:HELD_OUT]]
 
 
 class SampleFile:
@@ -128,7 +119,7 @@ class KeepSamples(TrainerCallback):  # type: ignore[misc]  # untyped
             return
         self._file.add(
             [
-                Sample(step=step, prompt=one.prompt, expected=one.expected, answer=answer)
+                Sample(step=step, prompt=one.prompt, expected=_expected(one), answer=answer)
                 for one, answer in zip(self._asked, given, strict=True)
             ]
         )
@@ -139,14 +130,14 @@ class KeepSamples(TrainerCallback):  # type: ignore[misc]  # untyped
             return answers(
                 model,
                 self._tokenizer,
-                [one.prompt for one in self._asked],
+                self._asked,
                 max_new_tokens=self._settings.max_new_tokens,
                 max_prompt_tokens=self._resolved.max_sequence_length,
             )
 
 
-def _prompt(question: Question) -> Prompt:
-    return question.prompt
+def _expected(asked: Asked) -> str | None:
+    return asked.answer if isinstance(asked, Question) else None
 
 
 def _shown(text: str, *, size: int = 120) -> str:

@@ -13,6 +13,7 @@ from finetune_contract import paths
 from finetune_contract.evaluation import EvaluationSummary, Verdict
 from finetune_contract.measures import Measure
 from finetune_contract.outcome import Manifest, TrainingSummary
+from finetune_contract.samples import turn_text
 from finetune_operator.cli.storage import StorageError, read
 from finetune_operator.cli.verify import human_bytes
 
@@ -71,7 +72,7 @@ def before_and_after(run_uri: str, *, most: int = 3) -> Iterator[str]:
 
 def _exchange(exchange: dict[str, Any]) -> Iterator[str]:
     prompt = exchange["prompt"]
-    yield labelled("prompt", prompt if isinstance(prompt, str) else prompt[-1]["content"])
+    yield labelled("prompt", prompt if isinstance(prompt, str) else turn_text(prompt[-1]))
     if exchange.get("expected"):
         yield labelled("expected", exchange["expected"])
     if "base" in exchange:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_contract import paths
-from finetune_contract.samples import Sample, from_lines
+from finetune_contract.samples import Sample, from_lines, turn_text
 from finetune_operator.cli.check import is_ours
 from finetune_operator.cli.documents import ReadError, read_documents
 from finetune_operator.cli.results import labelled
@@ -121,4 +121,4 @@ def _lines(samples: Iterable[Sample]) -> Iterator[str]:
 
 
 def _last_turn(prompt: str | list[dict[str, Any]]) -> str:
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+    return prompt if isinstance(prompt, str) else turn_text(prompt[-1])

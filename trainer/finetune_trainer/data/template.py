@@ -98,13 +98,13 @@ class ChatTemplate:
             raise refused(error) from error
 
     def question(self, conversation: Conversation) -> list[dict[str, Any]] | None:
-        """Return the turns that ask for the last answer, as generation can give them to the template; None if it
-        refuses them: it is asked without tools there.
+        """Return the turns that ask for the last answer, as generation can give them to the template with the
+        conversation's tools; None if it refuses them.
         """
         turns = conversation.turns[:-1]
         for as_text in (False, True):
             try:
-                self._rendered(turns, "", ask=True, as_text=as_text)
+                self._rendered(turns, conversation.tools, ask=True, as_text=as_text)
             except Exception:
                 # Whatever a template raises is how it refuses.
                 log.debug("a held-out conversation cannot be asked again", exc_info=True)

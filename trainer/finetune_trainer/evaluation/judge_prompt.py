@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
+from finetune_contract.samples import turn_text
 from finetune_trainer.dataset import Question
 from finetune_trainer.evaluation.chat_client import Messages
 
@@ -69,4 +70,4 @@ def read(reply: str) -> Reply | None:
 def _request(question: Question) -> str:
     if isinstance(question.prompt, str):
         return question.prompt
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in question.prompt)
+    return "\n".join(f"{turn['role']}: {turn_text(turn)}" for turn in question.prompt)

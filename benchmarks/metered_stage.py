@@ -1,6 +1,6 @@
 """The train stage as its container runs it, with the step meter beside its own callbacks.
 
-    python -m benchmarks.metered_stage OUT
+python -m benchmarks.metered_stage OUT
 """
 
 from __future__ import annotations

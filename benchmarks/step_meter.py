@@ -19,7 +19,7 @@ _RESET_PEAK = "5"
 
 
 class StepMeter(TrainerCallback):  # type: ignore[misc]  # untyped
-    """Writes a JSON file: a list `steps`, and `before` and `peak`, bytes resident at most before and during training."""
+    """Writes a JSON file: `steps`, and the bytes resident at most `before` training and at its `peak`."""
 
     def __init__(self, out: Path) -> None:
         self._out, self._before = out, 0

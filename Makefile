@@ -22,7 +22,7 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv tools lock manifests format lint test test-unit cluster cluster-down store store-down demo images images-check bench-operator bench-prepare quality clean
+.PHONY: help venv tools lock manifests format lint test test-unit cluster cluster-down store store-down demo images images-check bench-operator bench-prepare bench-trainer quality clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ bench-operator: venv ## Measure the operator with 500 jobs; the last line is one
 
 bench-prepare: venv ## Measure the prepare stage with 10 thousand and 1 million examples; the last line is one JSON object
 	$(BIN)/python -m benchmarks.prepare_bench
+
+bench-trainer: $(STAMP) ## Measure step time and memory by method beside the plain TRL script; the last line is one JSON object
+	$(BIN)/python -m benchmarks.trainer_bench
 
 quality: $(STAMP) ## Show on a real model that what is to be learned is, and what must be equal is (under 25 minutes)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m benchmarks.quality

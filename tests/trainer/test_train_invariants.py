@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from pyarrow import parquet
+from trl.trainer import utils
 
+from finetune_trainer.dataset import IGNORED
 from finetune_trainer.evaluate import held_out_loss
 from finetune_trainer.model import load_base
 from tests.support.prepared import PAD, Case
@@ -54,6 +56,24 @@ def test_padding_at_the_end_costs_no_mask(tmp_path: Path, monkeypatch: pytest.Mo
 
     assert masks
     assert all(mask is None for mask in masks)
+
+
+def test_only_tokens_that_count_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score, scored = utils._ChunkedLogProbFunction.apply, []
+
+    def watched(hidden: torch.Tensor, *rest: Any) -> Any:
+        scored.append(len(hidden) if torch.is_grad_enabled() else 0)
+        return score(hidden, *rest)
+
+    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", watched)
+    case = make_case(tmp_path, micro_batch_size=8, total_steps=1)
+    train(case)
+
+    rows = parquet.read_table(case.run / "prepared/train-00000.parquet").to_pylist()
+    counted = [sum(label != IGNORED for label in row["labels"]) for row in rows]
+    dry_run, step = filter(None, scored)
+    assert sum(sorted(counted)[:8]) <= step <= sum(sorted(counted)[-8:])
+    assert dry_run <= 8 * max(counted)
 
 
 def test_two_runs_of_one_seed_are_equal(tmp_path: Path, reference: Outcome) -> None:

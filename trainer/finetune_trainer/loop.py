@@ -29,6 +29,7 @@ from finetune_trainer.distributed import FETCHING, told_to_stop, world
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import held_out_loss
 from finetune_trainer.figures import GpuClock
+from finetune_trainer.head import score_counted_tokens
 from finetune_trainer.held_out import stop_reason
 from finetune_trainer.optimizers import raise_second_rates
 from finetune_trainer.ranked import shareable
@@ -70,6 +71,7 @@ class Loop(ZeroTrainer):
         self.uploader: CheckpointUploader | None = None
         self.gpu_clock: GpuClock | None = None
         self.best: Best | None = None
+        score_counted_tokens()
         routing = vars(model.config.get_text_config()).get("router_aux_loss_coef")
         super().__init__(
             model=model,

@@ -1,0 +1,33 @@
+"""The train stage as its container runs it, with the step meter beside its own callbacks.
+
+python -m benchmarks.metered_stage OUT
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.step_meter import StepMeter
+from finetune_trainer import train
+from finetune_trainer.__main__ import main
+from finetune_trainer.loop import Loop
+from finetune_trainer.run import Run
+
+
+def measure(out: Path) -> int:
+    """Run the stage; with the last step it ends. Return the exit code if it ends before."""
+    watch_over = train.watch_over
+
+    def watch(run: Run, loop: Loop, *rest: Any, **named: Any) -> Any:
+        watchers = watch_over(run, loop, *rest, **named)
+        loop.add_callback(StepMeter(out))
+        return watchers
+
+    train.watch_over = watch
+    return main(["train"])
+
+
+if __name__ == "__main__":
+    sys.exit(measure(Path(sys.argv[1])))

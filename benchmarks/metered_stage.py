@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.step_meter import StepMeter
-from finetune_trainer import train
+from finetune_trainer import train, watchers
 from finetune_trainer.__main__ import main
 from finetune_trainer.loop import Loop
 from finetune_trainer.run import Run
@@ -18,14 +18,14 @@ from finetune_trainer.run import Run
 
 def measure(out: Path) -> int:
     """Run the stage; with the last step it ends. Return the exit code if it ends before."""
-    watch_over = train.watch_over
+    watch_over = watchers.watch_over
 
     def watch(run: Run, loop: Loop, *rest: Any, **named: Any) -> Any:
-        watchers = watch_over(run, loop, *rest, **named)
+        found = watch_over(run, loop, *rest, **named)
         loop.add_callback(StepMeter(out))
-        return watchers
+        return found
 
-    train.watch_over = watch
+    vars(train)["watch_over"] = watch
     return main(["train"])
 
 

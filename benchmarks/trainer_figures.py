@@ -53,7 +53,8 @@ def figures(runs: list[Found]) -> Figures:
 
 def _mean_step(rounds: list[list[Found]], name: str) -> float:
     seconds = [[later[name] - one[name] for one, later in pairwise(steps)] for steps in rounds]
-    return statistics.mean(statistics.median(step) for step in list(zip(*seconds, strict=True))[WARM_UP - 1 :])
+    found: float = statistics.mean(statistics.median(step) for step in list(zip(*seconds, strict=True))[WARM_UP - 1 :])
+    return found
 
 
 def same_losses(ours: Figures, plain: Figures) -> bool:

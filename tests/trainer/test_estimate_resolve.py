@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from finetune_contract.run_config import Device
 from finetune_contract.shape import ModelShape
 from finetune_contract.spec import TuningSpec
 from finetune_contract.would_fit import what_would_fit
+from finetune_trainer.cpu import multiplies_bfloat16
 
 GIB = 1 << 30
 LLAMA_8B = ModelShape.from_config_json(
@@ -54,6 +56,36 @@ def test_the_learning_rate_follows_the_method(method: str, rate: float) -> None:
     assert found.learning_rate == rate
     assert found.because["learningRate"] == f"usual for {method}"
     assert found.lora_alpha == (None if method == "Full" else 16)
+
+
+@pytest.mark.parametrize(
+    ("device", "fast", "precision"),
+    [
+        pytest.param(gpu(24), False, "bfloat16", id="a GPU"),
+        pytest.param(CPU, True, "bfloat16", id="a CPU with units"),
+        pytest.param(CPU, False, "float32", id="a CPU without"),
+    ],
+)
+def test_the_precision_is_what_the_device_computes_fast(device: Device, fast: bool, precision: str) -> None:
+    found = choose(spec(), device=device, facts=facts(), shape=LLAMA_8B, fast_bfloat16=fast)
+    assert found.precision == precision
+    assert found.because["precision"]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "has_units"),
+    [
+        ("flags\t\t: fpu avx512_bf16 amx_bf16 amx_tile\n", True),
+        ("flags\t\t: fpu avx512_bf16\n", False),
+        ("Features\t: fp asimd bf16 i8mm\n", True),
+        ("Features\t: fp asimd\n", False),
+        ("processor\t: 0\n", False),
+    ],
+    ids=["AMX", "AVX-512", "Arm with BFMMLA", "Arm", "no word of it"],
+)
+def test_what_the_cpu_says_of_itself(cpuinfo: str, has_units: bool, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert multiplies_bfloat16(tmp_path / "cpuinfo") is has_units
 
 
 def test_what_the_user_gave_is_kept_and_not_explained() -> None:

@@ -98,14 +98,24 @@ def choose_length(spec: TuningSpec, facts: DataFacts, limit: int | None) -> tupl
 
 
 def choose(
-    spec: TuningSpec, *, device: Device, facts: DataFacts, shape: ModelShape, limit: int | None = None
+    spec: TuningSpec,
+    *,
+    device: Device,
+    facts: DataFacts,
+    shape: ModelShape,
+    limit: int | None = None,
+    fast_bfloat16: bool = True,
 ) -> Choice:
-    """Settle what depends on memory. The estimate of the result says whether it fits."""
+    """Settle what depends on memory. The estimate of the result says whether it fits.
+
+    `fast_bfloat16`: whether the CPU multiplies bfloat16 faster than float32; asked only where there is no GPU.
+    """
     because: dict[str, str] = {}
     length, why = choose_length(spec, facts, limit)
     _note(because, "maxSequenceLength", why)
     wanted, prefers = spec.hyperparameters, spec.objective is not Objective.SFT
-    precision = _or(wanted.precision, Precision.BFLOAT16, because, "precision", "float32's range at half the memory")
+    usual, why = _usual_precision(device, fast_bfloat16=fast_bfloat16)
+    precision = _or(wanted.precision, usual, because, "precision", why)
     tuning = Tuning(
         method=spec.method,
         precision=precision,
@@ -136,6 +146,12 @@ def choose(
         estimate=found,
         because=because,
     )
+
+
+def _usual_precision(device: Device, *, fast_bfloat16: bool) -> tuple[Precision, str]:
+    if device.gpus or fast_bfloat16:
+        return Precision.BFLOAT16, "float32's range at half the memory"
+    return Precision.FLOAT32, "the CPU has no units for bfloat16, which is slower there"
 
 
 def resolve(

@@ -151,7 +151,7 @@ class Hyperparameters(Model):
     seed: Annotated[int, Field(ge=0, le=2147483647)] = 42
     """Seed of everything random."""
     precision: Precision | None = None
-    """Number format of the computation; bfloat16 when absent."""
+    """Number format of the computation; bfloat16 when absent, on a CPU without units for it float32."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass to save memory; only when the estimate asks for it, if absent."""
     loss: LossOn | None = None

@@ -33,6 +33,7 @@ from finetune_contract.shape import ModelShape
 from finetune_contract.would_fit import what_would_fit
 from finetune_trainer.base_model import BaseModel, read_base_model
 from finetune_trainer.claim import claim_run
+from finetune_trainer.cpu import multiplies_bfloat16
 from finetune_trainer.data.advice import warnings
 from finetune_trainer.data.held_out import HeldOut
 from finetune_trainer.data.lengths import Lengths, measure
@@ -104,7 +105,14 @@ def _prepare(config: RunConfig, env: Environment, *, store: Store, scratch: Path
         data = _read_data(config, model, scratch)
         check_metrics(spec.evaluation, data.survey.format)
         facts = DataFacts(data.survey.format, data.lengths.longest, data.lengths.most, data.lengths.mean)
-        choice = choose(spec, device=config.device, facts=facts, shape=model.shape, limit=model.limit)
+        choice = choose(
+            spec,
+            device=config.device,
+            facts=facts,
+            shape=model.shape,
+            limit=model.limit,
+            fast_bfloat16=multiplies_bfloat16(),
+        )
         _must_fit(config, choice, model.shape)
         shards = _cut(data, choice, scratch)
         resolved = resolve(

@@ -128,6 +128,7 @@ def answering(folder: Path) -> Callable[[Sequence[str]], list[str]]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from finetune_trainer.dataset import Asked
     from finetune_trainer.generate import answers
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -136,8 +137,8 @@ def answering(folder: Path) -> Callable[[Sequence[str]], list[str]]:
         model.to("cuda")
 
     def ask(prompts: Sequence[str]) -> list[str]:
-        chats: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        return answers(model, tokenizer, chats, max_new_tokens=16, max_prompt_tokens=256)
+        asked = [Asked([{"role": "user", "content": prompt}]) for prompt in prompts]
+        return answers(model, tokenizer, asked, max_new_tokens=16, max_prompt_tokens=256)
 
     return ask
 

@@ -19,9 +19,10 @@ from finetune_contract.run_config import JobIdentity, RunConfig
 from finetune_contract.spec import Objective, TuningSpec
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.loop import Loop
-from finetune_trainer.mismatch import partners
+from finetune_trainer.mismatch import OTHER, partners
 from finetune_trainer.model import load_base
 from finetune_trainer.preference import Answers, Preference, reference_point
+from finetune_trainer.preference_passes import REFERENCE, held_out_preference, reference_of
 from finetune_trainer.stage import run_stage
 from tests.support.datasets import write_lines
 from tests.support.models import tiny_llama
@@ -88,6 +89,26 @@ def test_kto_is_the_papers_equations_7_and_8() -> None:
 @pytest.mark.parametrize(("drifts", "rows", "z0"), [(3.0, 2, 1.5), (-3.0, 2, 0.0), (0.0, 0, 0.0)])
 def test_z0_is_a_mean_and_never_negative(drifts: float, rows: int, z0: float) -> None:
     assert reference_point(drifts, rows) == z0
+
+
+def test_held_out_kto_is_held_to_all_held_out_mismatches(tmp_path: Path) -> None:
+    """Log-ratios of 1, -1 and, on mismatched rows, 0 and 1 in turns: z0 is their mean."""
+    case = case_of(tmp_path, "KTO", micro_batch_size=1)
+    prepared = Prepared.model_validate_json((case.run / paths.PREPARED).read_bytes())
+    model = load_base(tmp_path / "model", dtype=torch.float32)
+    pairs = rows(case)[:6]
+    asked = [{**row, OTHER: other} for row, other in zip(pairs, partners(pairs), strict=True)]
+    own = reference_of(model, asked, prepared=prepared)
+    known = [
+        {**row, REFERENCE: [better - 1, worse + 1, other - place % 2]}
+        for place, (row, (better, worse, other)) in enumerate(zip(asked, own, strict=True))
+    ]
+
+    found = held_out_preference(model, known, preference=Preference(Objective.KTO, beta=2.0), prepared=prepared)
+
+    desirable, undesirable = (1 / (1 + math.exp(2 * value)) for value in (1 - 0.5, 0.5 + 1))
+    assert found.loss == pytest.approx((desirable + undesirable) / 2, abs=TOLERANCE)
+    assert (found.accuracy, found.margin) == (1.0, pytest.approx(4.0, abs=TOLERANCE))
 
 
 @pytest.mark.parametrize("method", ["LoRA", "Full"])

@@ -114,7 +114,7 @@ def test_two_processes_prefer_as_one_does(tmp_path: Path, objective: str) -> Non
 
     assert together.losses == pytest.approx(alone.losses, abs=TOLERANCE)
     assert together.held_out_losses == pytest.approx(alone.held_out_losses, abs=TOLERANCE)
-    assert together.result.usage == alone.result.usage  # tokens: those that fill a batch are few
+    assert together.result.usage == alone.result.usage
 
 
 DROPOUT: dict[str, Any] = {**SPEC, "lora": {"dropout": 0.2}}

@@ -99,7 +99,7 @@ class PreferenceLoop(Loop):
 
     def _note(self, inputs: dict[str, Any], found: Compared) -> None:
         self._margins += found.margins.tolist()
-        self._tokens += int(inputs["attention_mask"].sum())
+        self._tokens += int(inputs["attention_mask"][_real(inputs["labels"])].sum())
 
     def _publish(self) -> None:
         noted = world().gather((self._margins, self._tokens))
@@ -114,13 +114,13 @@ class PreferenceLoop(Loop):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any) -> int:
         """Return what a step's loss is divided by: its pairs, of all ranks."""
         del device
-        (pairs,) = world().total(sum(_pairs(batch["labels"]) for batch in batch_samples))
+        (pairs,) = world().total(sum(int(_real(batch["labels"]).sum()) // 2 for batch in batch_samples))
         return int(pairs)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = [*PAIR, OTHER, REFERENCE]
 
 
-def _pairs(labels: torch.Tensor) -> int:
-    """Return the pairs of a batch; rows that only fill it have no answers."""
-    return int(labels.ne(IGNORED).any(-1).sum()) // 2
+def _real(labels: torch.Tensor) -> torch.Tensor:
+    """Return which sequences have an answer: those that only fill a batch have none."""
+    return labels.ne(IGNORED).any(-1)

@@ -22,7 +22,7 @@ from finetune_trainer.loop import Loop
 from finetune_trainer.mismatch import OTHER, partners
 from finetune_trainer.model import load_base
 from finetune_trainer.preference import Answers, Preference, reference_point
-from finetune_trainer.preference_passes import REFERENCE, held_out_preference, reference_of
+from finetune_trainer.preference_passes import REFERENCE, held_out_preference, pair_collator, reference_of
 from finetune_trainer.stage import run_stage
 from tests.support.datasets import write_lines
 from tests.support.models import tiny_llama
@@ -109,6 +109,17 @@ def test_held_out_kto_is_held_to_all_held_out_mismatches(tmp_path: Path) -> None
     desirable, undesirable = (1 / (1 + math.exp(2 * value)) for value in (1 - 0.5, 0.5 + 1))
     assert found.loss == pytest.approx((desirable + undesirable) / 2, abs=TOLERANCE)
     assert (found.accuracy, found.margin) == (1.0, pytest.approx(4.0, abs=TOLERANCE))
+
+
+def test_what_the_base_model_said_reaches_the_loss_as_it_was(tmp_path: Path) -> None:
+    """No tensor: with DeepSpeed, Trainer would cast it to bfloat16, which knows -123.456 as -123.5."""
+    case = case_of(tmp_path, "DPO")
+    prepared = Prepared.model_validate_json((case.run / paths.PREPARED).read_bytes())
+    known = [{**row, REFERENCE: [-123.456, -7.5]} for row in rows(case)[:2]]
+
+    batch = pair_collator(prepared, known)(known)
+
+    assert batch[REFERENCE] == [[-123.456, -7.5]] * 2
 
 
 @pytest.mark.parametrize("method", ["LoRA", "Full"])

@@ -55,9 +55,11 @@ class PreferenceLoop(Loop):
     ) -> Any:
         """Return a micro-batch's part of the step's loss, which is the mean over all its pairs."""
         del return_outputs  # nobody asks: the held-out part is measured by `measure`
-        reference = inputs.pop(REFERENCE, None)
+        known = inputs.pop(REFERENCE, None)
         inputs.pop(MISMATCH, None)
-        found = self._preference.compare(answers_of(model, inputs), reference, z0=self._z0)
+        answers = answers_of(model, inputs)
+        reference = torch.tensor(known).to(answers.sums) if known else None
+        found = self._preference.compare(answers, reference, z0=self._z0)
         self._note(inputs, found)
         # The ranks' gradients are averaged.
         return found.losses.sum() * world().size / num_items_in_batch

@@ -21,7 +21,10 @@ from finetune_trainer.model import measuring
 from finetune_trainer.preference import MISMATCHED, Answers, Preference, reference_point
 
 REFERENCE = "reference"
-"""Column of what the base model makes of a pair's answers: one number an answer, in the columns of `Answers`."""
+"""Column of what the base model makes of a pair's answers: one number an answer, in the columns of `Answers`.
+
+In a batch it stays a list: Trainer casts tensors of floats to bfloat16 with DeepSpeed, and these are hundreds.
+"""
 MISMATCH = "mismatch"
 """Part of a batch: its mismatched rows, a batch of their own."""
 
@@ -48,7 +51,7 @@ def pair_collator(prepared: Prepared, rows: Any) -> Callable[[Sequence[Row]], di
             others = [mismatched(row, rows[row[OTHER]], longest=longest) for row in chosen]
             batch[MISMATCH] = padded([{name: other[name] for name in ("input_ids", "labels")} for other in others])
         if REFERENCE in chosen[0]:
-            batch[REFERENCE] = torch.tensor([row[REFERENCE] for row in chosen])
+            batch[REFERENCE] = [row[REFERENCE] for row in chosen]
         return batch
 
     return collate
@@ -64,7 +67,8 @@ def answers_of(model: Any, inputs: dict[str, Any], *, columns: int = MISMATCHED)
 def drift_of(model: Any, batch: dict[str, Any]) -> tuple[float, int]:
     """Return the sum of log(model / base) over a batch's mismatched rows, and the number of rows."""
     found = answers_of(model, batch[MISMATCH], columns=1)
-    drifts = found.sums[:, 0] - batch[REFERENCE][:, MISMATCHED]
+    base = torch.tensor(batch[REFERENCE]).to(found.sums)
+    drifts = found.sums[:, 0] - base[:, MISMATCHED]
     return drifts[found.real].double().sum().item(), int(found.real.sum())
 
 

@@ -138,6 +138,7 @@ def test_pairs_are_cut_and_those_that_no_longer_differ_are_left_out(tmp_path: Pa
     ("spec", "shape", "message"),
     [
         ({"objective": "DPO"}, DatasetFormat.MESSAGES, "objective is DPO, but the data has the format messages"),
+        ({"objective": "KTO"}, DatasetFormat.TEXT, "objective is KTO, but the data has the format text: give pairs"),
         ({}, DatasetFormat.PREFERENCE, "objective is SFT, but the data has the format preference: set objective: DPO"),
         (
             {"objective": "ORPO", "hyperparameters": {"loss": "all"}},

@@ -103,6 +103,20 @@ def test_two_processes_go_on_from_the_checkpoint_of_another_run(tmp_path: Path, 
     assert resumed.losses == pytest.approx(alone.losses, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("objective", ["DPO", "ORPO", "KTO"])
+def test_two_processes_prefer_as_one_does(tmp_path: Path, objective: str) -> None:
+    """Full, so that the weights move far within an epoch; the epoch's last step has 5 pairs."""
+    spec = {"objective": objective, "evaluation": {"compareWithBase": False}}
+    settings = {"method": "Full", "spec": spec, "beta": 0.5, "micro_batch_size": 2, "total_steps": 5}
+    alone = train(make_case(tmp_path / "alone", **settings))
+
+    together = completed(two_ranks(make_case(tmp_path / "together", **settings)))
+
+    assert together.losses == pytest.approx(alone.losses, abs=TOLERANCE)
+    assert together.held_out_losses == pytest.approx(alone.held_out_losses, abs=TOLERANCE)
+    assert together.result.usage == alone.result.usage
+
+
 DROPOUT: dict[str, Any] = {**SPEC, "lora": {"dropout": 0.2}}
 
 

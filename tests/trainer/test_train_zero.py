@@ -99,6 +99,16 @@ def test_adapters_on_weights_that_are_shared_out(recompute: bool, tmp_path: Path
     torch.testing.assert_close(weights(shared, file), weights(alone, file), atol=2e-3, rtol=0)
 
 
+def test_preferences_on_weights_that_are_shared_out(tmp_path: Path) -> None:
+    """KTO makes every kind of pass: without gradients inside a step, and for what the base model says."""
+    spec, settings = {"objective": "KTO"}, {"beta": 0.5, "total_steps": 12, "eval_every_steps": 4}
+    alone = train(make(tmp_path / "alone", stage=0, processes=1, spec=spec, **settings))
+
+    shared = completed(make(tmp_path / "shared", stage=3, processes=2, spec=spec, **settings))
+
+    assert_same(shared, alone)
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(stage: int, tmp_path: Path) -> None:
     undisturbed = completed(make(tmp_path / "undisturbed", stage=stage, processes=2))

@@ -62,6 +62,7 @@ class Manifest(Model):
     run: int
     config_hash: str
     method: str
+    objective: str | None = None
     base_model: str
     base_revision: str | None = None
     dataset: str

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from finetune_contract.deepspeed_spec import PARTITIONED_WEIGHTS, DeepSpeed, Offload
 from finetune_contract.run_config import Device
-from finetune_contract.spec import Lora, Method, Objective, Optimizer, TuningSpec
+from finetune_contract.spec import Lora, Method, Optimizer, TuningSpec
 
 _STAGES = {Method.FULL: (0, 2, 3), Method.LORA: (0, 3), Method.QLORA: (0,)}
 """Stage 1 is left out: 2 costs no more time and less memory. With adapters there is little to share but the weights."""
@@ -50,7 +50,7 @@ def offloads(spec: TuningSpec, ranks: int) -> list[Sharing]:
 
 def _can_share(spec: TuningSpec, stage: int) -> bool:
     """Whether a run that did not ask for it may share; the rules of the API refuse the same where it is asked for."""
-    if spec.objective is not Objective.SFT or spec.hyperparameters.optimizer is not Optimizer.ADAMW:
+    if spec.hyperparameters.optimizer is not Optimizer.ADAMW:
         return False
     lora = spec.lora or Lora()
     whole = (

@@ -43,6 +43,7 @@ class Objective(StrEnum):
     SFT = "SFT"
     DPO = "DPO"
     ORPO = "ORPO"
+    KTO = "KTO"
 
 
 class LossOn(StrEnum):
@@ -125,11 +126,11 @@ class Hyperparameters(Model):
     """What steers the optimisation. Whatever is absent is chosen from method, data and GPU, and shown in status.resolved."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
-    """Passes over the training part; 3 when maxSteps is absent too, 1 with DPO. Not together with maxSteps."""
+    """Passes over the training part; 3 when maxSteps is absent too, 1 with DPO and KTO. Not together with maxSteps."""
     max_steps: Positive | None = None
     """Optimizer steps. Not together with epochs."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Peak learning rate; when absent 2e-4 for LoRA and QLoRA and 1e-5 for Full, with DPO 5e-6 and 5e-7, with ORPO 8e-5 and 8e-6; a fifth of that with lion8bit."""
+    """Peak learning rate; when absent 2e-4 for LoRA and QLoRA and 1e-5 for Full, with DPO 5e-6 and 5e-7, with ORPO 8e-5 and 8e-6, with KTO 1e-5 and 1e-6; a fifth of that with lion8bit."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
     """Examples an optimizer step, over all GPUs."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -157,7 +158,7 @@ class Hyperparameters(Model):
     loss: LossOn | None = None
     """Tokens that are trained on: assistant (every assistant turn), completion (the last turn only), all. assistant when absent; all for text; completion with preferences, where nothing else works."""
     beta: Annotated[float, Field(gt=0, le=100)] | None = None
-    """With DPO how strongly the model is held to the base model, with ORPO the weight of the preference beside the answer's own loss; 0.1 when absent."""
+    """With DPO and KTO how strongly the model is held to the base model, with ORPO the weight of the preference beside the answer's own loss; 0.1 when absent."""
 
 
 class Evaluation(Model):
@@ -208,7 +209,7 @@ class TuningSpec(Model):
     method: Method
     """How the model is tuned: LoRA (adapters), QLoRA (adapters on a 4-bit base) or Full (all weights)."""
     objective: Objective = Objective.SFT
-    """What it is tuned towards: SFT (the answers of the data); with data in the format preference DPO (better answers before worse ones, measured against the base model: Rafailov et al. 2023, arXiv:2305.18290) or ORPO (the better answers, and away from the worse: Hong et al. 2024, arXiv:2403.07691)."""
+    """What it is tuned towards: SFT (the answers of the data); with data in the format preference DPO (better answers before worse ones, measured against the base model: Rafailov et al. 2023, arXiv:2305.18290), ORPO (the better answers, and away from the worse: Hong et al. 2024, arXiv:2403.07691) or KTO (each answer by itself, good or bad, measured against the base model: Ethayarajh et al. 2024, arXiv:2402.01306)."""
     model: ModelSource
     """The base model."""
     dataset: DatasetSource

@@ -27,7 +27,7 @@ from finetune_trainer.storage import Store
 IGNORED = -100
 """Label of a token that no loss is taken on."""
 
-Row = dict[str, list[Any]]
+Row = dict[str, Any]
 """One example: `input_ids` and `labels`; of a preference `rejected_ids` and `rejected_labels`, too."""
 SINGLE = ["input_ids", "labels"]
 PAIR = [*SINGLE, "rejected_ids", "rejected_labels"]

@@ -62,6 +62,10 @@ class World:
         """Return the highest number of any rank."""
         return int(self._reduce([float(number)], distributed.ReduceOp.MAX)[0])
 
+    def total(self, *numbers: float) -> list[float]:
+        """Return the sums of all ranks' numbers."""
+        return self._reduce([float(number) for number in numbers], distributed.ReduceOp.SUM)
+
     def barrier(self, *, limit: float | None = None) -> None:
         """Wait until all ranks are here; with a limit of its own a rank that was told to stop waits as well."""
         self._reduce([0.0], distributed.ReduceOp.MAX, limit=limit)

@@ -29,7 +29,7 @@ from finetune_trainer.evaluation.measured import ExampleLoss, Measured
 from finetune_trainer.evaluation.metrics import scores_of
 from finetune_trainer.generate import answers
 from finetune_trainer.logs import log
-from finetune_trainer.model import computing
+from finetune_trainer.model import computing, measuring
 from finetune_trainer.storage import Store
 
 BASE_RESULTS = "evaluation-base.json"
@@ -79,13 +79,8 @@ def example_losses(
         sums, counts = -output.log_probs.double().sum(dim=1), output.label_mask.sum(dim=1)
         return list(zip(sums.tolist(), counts.tolist(), strict=True))
 
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), computing(resolved.precision):
-            measured = world().share(batches, losses_of, safe_point=safe_point)
-    finally:
-        model.train(was_training)
+    with measuring(model, resolved.precision):
+        measured = world().share(batches, losses_of, safe_point=safe_point)
     found = {
         id(row): loss
         for batch, losses in zip(batches, measured, strict=True)

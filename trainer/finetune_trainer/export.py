@@ -218,6 +218,7 @@ def manifest_of(files: list[OutputFile], lineage: Lineage, *, warnings: Sequence
         run=config.job.run,
         config_hash=config.config_hash,
         method=config.spec.method,
+        objective=config.spec.objective,
         base_model=config.spec.model.uri,
         base_revision=lineage.revision,
         dataset=config.spec.dataset.origin,

@@ -8,7 +8,8 @@ Only safetensors are read, never pickles, and no code that a model folder may br
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,18 @@ def computing(precision: Precision) -> AbstractContextManager[Any]:
     if precision is Precision.FLOAT32:
         return nullcontext()
     return torch.autocast(device().type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def measuring(model: Any, precision: Precision) -> Iterator[None]:
+    """Compute inside without gradients and dropout, in the precision of the training."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), computing(precision):
+            yield
+    finally:
+        model.train(was_training)
 
 
 def hold_trained(model: Any, *, dtype: torch.dtype = torch.float32) -> None:

@@ -55,5 +55,12 @@ def with_filler(rows: Any, *, pad_token_id: int) -> Any:
     """Return a dataset with one more row, on which no loss is taken."""
     from datasets import Dataset, concatenate_datasets
 
-    filler = {"input_ids": [[pad_token_id] * 2], "labels": [[IGNORED] * 2]}
+    filler = {name: [_blank(name, value, pad_token_id)] for name, value in rows[0].items()}
     return concatenate_datasets([rows, Dataset.from_dict(filler, features=rows.features)])
+
+
+def _blank(name: str, value: Any, pad_token_id: int) -> Any:
+    if name.endswith("labels"):
+        return [IGNORED] * 2
+    # What else a row has belongs to its answers, and there are none.
+    return [pad_token_id] * 2 if name.endswith("_ids") else value

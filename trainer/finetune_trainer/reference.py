@@ -12,16 +12,16 @@ from finetune_contract.model import Model
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
 from finetune_trainer.dataset import Data
+from finetune_trainer.distributed import world
 from finetune_trainer.errors import NotFoundError
 from finetune_trainer.logs import log
-from finetune_trainer.preemption import PREEMPTION
-from finetune_trainer.preference import REFERENCE, reference_of
+from finetune_trainer.preference_passes import REFERENCE, reference_of
 from finetune_trainer.storage import Store
 
 FILE = "reference.json"
 
-Pairs = tuple[tuple[float, float], ...]
-"""Log-probabilities of the better and of the worse answer, pair by pair."""
+Pairs = tuple[tuple[float, ...], ...]
+"""Log-probabilities of the better and of the worse answer, pair by pair; with KTO of the mismatched one, too."""
 
 
 class Reference(Model):
@@ -36,8 +36,10 @@ class Reference(Model):
 def with_reference(model: Any, data: Data, *, prepared: Prepared, config: RunConfig, store: Store) -> Data:
     """Return the data with the base model's log-probabilities. The model must still be the base."""
     uri = paths.join(config.run_uri, FILE)
-    found = _known(uri, config, store) or _taken(model, data, prepared=prepared, config=config)
-    store.write(uri, found.to_json().encode())
+    known = world().from_first(lambda: _known(uri, config, store))
+    found = known or _taken(model, data, prepared=prepared, config=config)
+    if world().first and not known:
+        store.write(uri, found.to_json().encode())
     pairs = zip(data.validation, found.validation, strict=True)
     return replace(
         data,
@@ -58,7 +60,7 @@ def _known(uri: str, config: RunConfig, store: Store) -> Reference | None:
 def _taken(model: Any, data: Data, *, prepared: Prepared, config: RunConfig) -> Reference:
     log.info("the base model's view of %d pairs", len(data.train) + len(data.validation))
     train, validation = (
-        tuple(reference_of(model, rows, prepared=prepared, safe_point=PREEMPTION.check))
+        tuple(tuple(answers) for answers in reference_of(model, rows, prepared=prepared))
         for rows in (data.train, data.validation)
     )
     return Reference(

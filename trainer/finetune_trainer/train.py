@@ -23,7 +23,7 @@ from finetune_contract.spec import Lora, Objective
 from finetune_trainer.arguments import loop_arguments
 from finetune_trainer.claim import claim_run
 from finetune_trainer.dataset import fetch_data, read_prepared
-from finetune_trainer.distributed import FETCHING, world
+from finetune_trainer.distributed import FETCHING, stop_if_told, world
 from finetune_trainer.dryrun import Plan, fit, largest_divisor, plans
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
@@ -37,6 +37,7 @@ from finetune_trainer.fetch import fetch_model
 from finetune_trainer.figures import GpuClock, gpus
 from finetune_trainer.logs import log
 from finetune_trainer.loop import Loop
+from finetune_trainer.mismatch import with_partners
 from finetune_trainer.model import hold_trained, load_for_training, set_recomputation
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.preference import Preference
@@ -68,8 +69,6 @@ def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str] | 
     if (done := world().from_first(lambda: completed_run(config, store))) is not None:
         log.info("this run is complete already: nothing to do")
         return publish(done, config, store, folder=env.work / "outputs") if world().first else None
-    if world().size > 1 and config.spec.objective is not Objective.SFT:
-        raise TrainerError(ExitCode.CONFIG_INVALID, f"Objective {config.spec.objective} trains in one process.")
     if world().first:
         claim_run(config, store)
     run = _gather(config, env, store)
@@ -99,6 +98,8 @@ def _gather(config: RunConfig, env: Environment, store: Store) -> Run:
             folder.mkdir(parents=True)
         data = fetch_data(config, prepared, store, folder=folder / "data")
         fetched = fetch_model(config, env, weights=True)
+    if config.spec.objective is Objective.KTO:
+        data = with_partners(data)
     tokenizer = load_tokenizer(fetched.path, config.spec.model.new_tokens)
     # The user's text may change meanwhile; the ranks share the same rows.
     data = replace(data, general=world().from_first(lambda: general_rows(config, tokenizer)))
@@ -231,7 +232,7 @@ def _evaluate(run: Run, loop: Loop, training: Training) -> Measured:
     )
     loss, expected = tuned.scores.loss, training.best_loss
     if isinstance(loop, PreferenceLoop):  # its loss is not that of the answers
-        loss = loop.measure(safe_point=PREEMPTION.check)["eval_loss"]
+        loss = loop.measure(safe_point=stop_if_told)["eval_loss"]
     if loss is not None and expected is not None and abs(loss - expected) > _SAME * max(expected, 1.0):
         raise TrainerError(
             ExitCode.INTERNAL_ERROR,

@@ -48,12 +48,6 @@ def deepspeed_rules() -> Iterator[Rule]:
     )
     yield Rule(
         _AT,
-        f"!has(self.deepspeed) || {_LEAST_STAGE} == 0 || !has(self.objective) || self.objective == 'SFT'",
-        "deepspeed shares a run of objective SFT only: remove deepspeed",
-        lambda spec: _least_stage(spec) == 0 or spec.get("objective", "SFT") == "SFT",
-    )
-    yield Rule(
-        _AT,
         f"!has(self.deepspeed) || {_LEAST_STAGE} == 0 || !has(self.hyperparameters) || !has(self.hyperparameters.optimizer) || "
         "self.hyperparameters.optimizer == 'adamw'",
         "deepspeed shares the state of optimizer adamw only: leave hyperparameters.optimizer out",

@@ -144,7 +144,7 @@ JOB_RULES: tuple[Rule, ...] = (
         ("spec",),
         "!has(self.dataset.format) || "
         "(self.dataset.format == 'preference') == (has(self.objective) && self.objective != 'SFT')",
-        "dataset.format preference is for objectives DPO and ORPO, and they need it: set objective, or another format",
+        "dataset.format preference is for objectives DPO, ORPO and KTO, and they need it: set objective, or another format",
         lambda spec: (
             "format" not in spec.get("dataset", {})
             or (spec["dataset"]["format"] == "preference") == (spec.get("objective", "SFT") != "SFT")
@@ -154,7 +154,7 @@ JOB_RULES: tuple[Rule, ...] = (
         ("spec",),
         "!has(self.hyperparameters) || !has(self.hyperparameters.beta) || "
         "(has(self.objective) && self.objective != 'SFT')",
-        "hyperparameters.beta is for objectives DPO and ORPO: remove it, or set objective",
+        "hyperparameters.beta is for objectives DPO, ORPO and KTO: remove it, or set objective",
         lambda spec: "beta" not in spec.get("hyperparameters", {}) or spec.get("objective", "SFT") != "SFT",
     ),
     Rule(
@@ -177,12 +177,6 @@ JOB_RULES: tuple[Rule, ...] = (
     ),
     *evaluation_rules(),
     *deepspeed_rules(),
-    Rule(
-        ("spec",),
-        f"!has(self.resources) || !has(self.objective) || self.objective == 'SFT' || {_SHARES} == 1",
-        "objectives other than SFT train on one GPU: leave resources.nodes and gpusPerNode at 1",
-        lambda spec: spec.get("objective", "SFT") == "SFT" or _shares(spec) == 1,
-    ),
     Rule(
         ("spec",),
         f"!has(self.resources) || {_BATCH} % {_SHARES} == 0",

@@ -25,7 +25,7 @@ RATES: dict[Method, tuple[float, float]] = {
 }
 
 
-SHARES: dict[Objective, float] = {Objective.SFT: 1.0, Objective.DPO: 0.05, Objective.ORPO: 0.5}
+SHARES: dict[Objective, float] = {Objective.SFT: 1.0, Objective.DPO: 0.05, Objective.ORPO: 0.5, Objective.KTO: 0.1}
 """Of those rates, with other objectives."""
 
 

@@ -88,7 +88,7 @@ def spec_of(data: Path, held_out: Path) -> dict[str, Any]:
         "method": "LoRA",
         "dataset": {"uri": f"file://{data}", "validation": {"uri": f"file://{held_out}"}},
         "lora": {"rank": 32},
-        "hyperparameters": {"epochs": 6, "batchSize": 16, "learningRate": 1e-3},
+        "hyperparameters": {"epochs": 4, "batchSize": 16, "learningRate": 1e-3},
         "evaluation": {"compareWithBase": False, "everySteps": 16},
     }
 

@@ -1,4 +1,4 @@
-"""The cheapest examples as README says: a store of one's own, `finetune run` on the file as it stands, checked outputs."""
+"""The cheapest examples as README says: a store of one's own, `finetune run` on the file, outputs that are checked."""
 
 from __future__ import annotations
 

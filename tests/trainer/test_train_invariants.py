@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from pyarrow import parquet
+from trl.trainer import utils as trl_utils
 
+from finetune_trainer.dataset import IGNORED
 from finetune_trainer.evaluate import held_out_loss
 from finetune_trainer.model import load_base
 from tests.support.prepared import PAD, Case
@@ -54,6 +56,22 @@ def test_padding_at_the_end_costs_no_mask(tmp_path: Path, monkeypatch: pytest.Mo
 
     assert masks
     assert all(mask is None for mask in masks)
+
+
+def test_the_head_scores_the_tokens_that_count_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score, scored = trl_utils._ChunkedLogProbFunction.apply, []
+
+    def watched(hidden: torch.Tensor, *args: Any) -> Any:
+        scored.append(len(hidden))
+        return score(hidden, *args)
+
+    monkeypatch.setattr(trl_utils._ChunkedLogProbFunction, "apply", watched)
+    case = make_case(tmp_path, batch_size=29, micro_batch_size=29, total_steps=1)
+    train(case)
+
+    (shard,) = case.run.glob("**/train-*.parquet")
+    counted = sum(label != IGNORED for labels in parquet.read_table(shard)["labels"].to_pylist() for label in labels)
+    assert counted in scored
 
 
 def test_two_runs_of_one_seed_are_equal(tmp_path: Path, reference: Outcome) -> None:

@@ -29,6 +29,7 @@ from finetune_trainer.distributed import FETCHING, told_to_stop, world
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import held_out_loss
 from finetune_trainer.figures import GpuClock
+from finetune_trainer.head import score_counted_tokens_alone
 from finetune_trainer.held_out import stop_reason
 from finetune_trainer.optimizers import raise_second_rates
 from finetune_trainer.ranked import shareable
@@ -71,6 +72,7 @@ class Loop(ZeroTrainer):
         self.gpu_clock: GpuClock | None = None
         self.best: Best | None = None
         routing = vars(model.config.get_text_config()).get("router_aux_loss_coef")
+        score_counted_tokens_alone()
         super().__init__(
             model=model,
             args=arguments,

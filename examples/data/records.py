@@ -49,7 +49,7 @@ def as_json(count: int = 200) -> list[Record]:
     ]
 
 
-def preferences(count: int = 120) -> list[Record]:
+def preferences(count: int = 200) -> list[Record]:
     """Return pairs of answers to customers: a helpful one, and one that nobody wants to read."""
     rng = random.Random(9)  # noqa: S311 - repeatable, not secret
     return [
@@ -62,7 +62,7 @@ def preferences(count: int = 120) -> list[Record]:
     ]
 
 
-def completions(count: int = 120) -> list[Record]:
+def completions(count: int = 200) -> list[Record]:
     """Return forms of a ticket with the queue left open, and what is to be filled in."""
     return [{"prompt": f"Ticket: {one.text}\nQueue:", "completion": f" {one.queue}"} for one in tickets(count, seed=10)]
 
@@ -88,10 +88,10 @@ def questions_and_answers() -> list[Record]:
 
 
 def handbook() -> list[Record]:
-    """Return pages of a handbook: text without questions."""
+    """Return paragraphs of the shop's handbook: text without questions."""
+    rules = [answer for _, answer in CARE] + [f"To a customer we write: {reply}" for reply in SORRY.values()]
     return [
-        {"text": f"About the {product}. " + " ".join(answer.format(product=product) for _, answer in CARE)}
-        for product in PRODUCTS
+        {"text": f"{product.capitalize()}. {rule.format(product=product)}"} for rule in rules for product in PRODUCTS
     ]
 
 
@@ -117,7 +117,7 @@ def _tracked(one: Ticket) -> Record:
 
 
 def _sum_and_difference(rng: random.Random) -> list[dict[str, str]]:
-    first, second = rng.randrange(50, 100), rng.randrange(1, 50)
+    first, second = rng.randrange(500, 1000), rng.randrange(1, 500)
     return [
         {"from": "human", "value": f"What is {first} plus {second}?"},
         {"from": "gpt", "value": f"{first} plus {second} is {first + second}."},

@@ -94,7 +94,7 @@ cluster: venv ## Start a local cluster with the manifests installed and the oper
 cluster-down: $(STAMP) ## End it; no process is left
 	$(BIN)/python -m dev.demo cluster-down
 
-store: $(STAMP) ## Start an object store with the quickstart's model and data, for `finetune run`: eval "$(make -s store)"
+store: $(STAMP) ## Start an object store with the examples' models and data, for `finetune run`: eval "$(make -s store)"
 	@$(BIN)/python -m dev.demo store-up
 
 store-down: $(STAMP) ## End it

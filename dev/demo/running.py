@@ -14,7 +14,7 @@ from dev.cluster.parts import Part, StartError
 from dev.cluster.s3 import S3Server
 from dev.cluster.state import Process
 from dev.demo.access import Access
-from dev.demo.seed import fill_store, set_up_platform
+from dev.demo.seed import fill_claim, fill_store, set_up_platform
 from dev.demo.timing import Stopwatch
 from dev.models import smollm2
 from dev.operator import LocalOperator
@@ -76,16 +76,17 @@ def running_cluster(run_dir: Path, watch: Stopwatch) -> Iterator[Running]:
 
 @contextmanager
 def running_store(run_dir: Path, watch: Stopwatch) -> Iterator[Running]:
-    """Run the object store alone, with model and data: what `finetune run` needs of it."""
+    """Run the object store alone, with models and data: what `finetune run` needs for the examples."""
     with ExitStack() as stack:
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with watch.part("starting the object store"):
             store = stack.enter_context(S3Server(run_dir))
         _fill(store, run_dir, watch)
+        fill_claim(run_dir / "claims", run_dir)
         yield Running(Access(None, store.env), store.parts)
 
 
 def _fill(store: S3Server, run_dir: Path, watch: Stopwatch) -> None:
-    with watch.part("putting model and data into the object store"):
+    with watch.part("putting models and data into the object store"):
         size = fill_store(store, run_dir)
         print(f"  {human_bytes(size)}")

@@ -15,7 +15,7 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_trainer.dataset import Asked, Data, Question, batches_by_length
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import BASE_RESULTS, TUNED_RESULTS, sample
-from finetune_trainer.generate import answers
+from finetune_trainer.generate import answers, batched
 from finetune_trainer.model import load_base
 from finetune_trainer.preemption import PREEMPTION
 from tests.support.models import smollm2
@@ -61,6 +61,21 @@ def test_an_answer_does_not_depend_on_its_batch(model: Any, tokenizer: Any) -> N
     together = ask(model, tokenizer, prompts)
 
     assert together == [ask(model, tokenizer, [prompt])[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sizes"),
+    [
+        pytest.param([50] * 70, [32, 32, 6], id="short ones"),
+        pytest.param([4000] * 20, [8, 8, 4], id="long ones"),
+        pytest.param([300, 900] * 16, [16, 8, 8], id="short ones and long ones apart"),
+        pytest.param([], [], id="none"),
+    ],
+)
+def test_prompts_are_answered_as_many_at_once_as_there_is_room_for(lengths: list[int], sizes: list[int]) -> None:
+    batches = list(batched(lengths, max_new_tokens=24))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert [len(batch) for batch in batches] == sizes
 
 
 def test_an_answer_of_a_real_model_does_not_depend_on_its_batch() -> None:

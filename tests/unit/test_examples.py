@@ -1,19 +1,22 @@
-"""Every example is valid, says in its first line what it is for, and the quickstart's data is what its text claims."""
+"""Every example is valid, says in its first line what it is for, and finds its model and data in the store."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dev.demo.seed import CLAIM, stored
+from examples.data.records import routed
 from finetune_operator.api.constants import JOB_KIND
+from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.cli.check import is_ours, problems_of
 from finetune_operator.cli.documents import read_documents
 
 ROOT = Path(__file__).parents[2]
+STORED = stored()
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 SAMPLES = sorted(path for path in (ROOT / "manifests" / "samples").glob("*.yaml") if path.stem != "kustomization")
 
@@ -34,21 +37,36 @@ def test_says_first_what_it_is_for(path: Path) -> None:
     assert path.read_text().startswith("# ")
 
 
+def jobs_in(path: Path) -> list[dict[str, Any]]:
+    values = [document.value for document in read_documents(str(path))]
+    return [value for value in values if value["kind"] == JOB_KIND]
+
+
 def test_there_is_one_for_each_method_and_no_two_share_name_or_output() -> None:
-    values = [document.value for path in EXAMPLES for document in read_documents(str(path))]
-    jobs = [value for value in values if value["kind"] == JOB_KIND]
-    assert {value["spec"]["method"] for value in jobs} == {"LoRA", "QLoRA", "Full"}
-    assert len({value["metadata"]["name"] for value in jobs}) == len(jobs)
-    assert len({value["spec"]["output"]["uri"] for value in jobs}) == len(jobs)
+    jobs = [job for path in EXAMPLES for job in jobs_in(path)]
+    assert {job["spec"]["method"] for job in jobs} == {"LoRA", "QLoRA", "Full"}
+    assert len({job["metadata"]["name"] for job in jobs}) == len(jobs)
+    assert len({job["spec"]["output"]["uri"] for job in jobs}) == len(jobs)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=_id)
+def test_finds_model_and_data_where_make_store_puts_them(path: Path) -> None:
+    (job,) = jobs_in(path)
+    spec = FineTuneJobSpec.model_validate(job["spec"])
+    missing = [uri for uri in (spec.model.uri, *spec.dataset.uris) if not _is_stored(uri)]
+    assert missing == []
+
+
+def _is_stored(uri: str) -> bool:
+    """Whether a folder, file, prefix or pattern names something of the store, or of the claim beside it."""
+    on_store = uri.replace(f"pvc://{CLAIM}/", "s3://")
+    return any(fnmatchcase(each, on_store) or (uri.endswith("/") and each.startswith(on_store)) for each in STORED)
 
 
 @pytest.fixture(scope="module")
-def tickets(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
-    path = tmp_path_factory.mktemp("data") / "tickets.jsonl"
-    script = ROOT / "examples" / "quickstart" / "make_data.py"
-    subprocess.run([sys.executable, str(script), str(path)], check=True)
-    examples = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
-    return [(user["content"], assistant["content"]) for user, assistant in examples]
+def tickets() -> list[tuple[str, str]]:
+    turns = [record["messages"] for record in routed()]
+    return [(user["content"], assistant["content"]) for user, assistant in turns]
 
 
 def test_the_quickstarts_tickets_all_differ_and_carry_what_is_asked_for(tickets: list[tuple[str, str]]) -> None:

@@ -1,21 +1,15 @@
-"""Make the quickstart's data: support tickets and the line with which a help desk routes each.
+"""Support tickets, made up: who writes, about which product and order, in which tone.
 
-    python examples/quickstart/make_data.py tickets.jsonl
-
-The house rule is one that no base model knows: a queue's code, the order number, and a priority read from the
-tone, as `RTN B-48213 P1`. Order numbers, names and products are drawn anew for each ticket, so a held-out ticket
-can only be answered by having understood the rule. The seed is fixed: the file is the same on every machine.
+The house rule of the quickstart is one that no base model knows: a ticket becomes a line of the queue, the order number
+and a priority that is read from the tone, as `returns | B-48213 | urgent`. Order numbers, names and products are drawn
+anew for each ticket, so a held-out ticket can only be answered by having understood the rule.
 """
 
 from __future__ import annotations
 
-import json
 import random
-import sys
-from pathlib import Path
+from dataclasses import dataclass
 
-EXAMPLES = 400
-SEED = 7
 PROBLEMS = {
     "returns": (
         "The {product} arrived broken and I want my money back.",
@@ -68,28 +62,35 @@ NAMES = ("Ada", "Ben", "Chloe", "Dev", "Elif", "Femi", "Grace", "Hugo", "Ines", 
 ORDERS = ("My order is {order}.", "Order {order}.", "It is about order {order}.", "The order number is {order}.")
 
 
-def ticket(rng: random.Random) -> tuple[str, str]:
-    """Return a ticket and its routing line."""
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a customer wrote, and what a help desk reads in it."""
+
+    text: str
+    queue: str
+    order: str
+    priority: str
+    product: str
+    name: str
+
+    @property
+    def line(self) -> str:
+        """The house rule's answer."""
+        return f"{self.queue} | {self.order} | {self.priority}"
+
+
+def ticket(rng: random.Random) -> Ticket:
+    """Return a ticket drawn at random."""
     queue, priority = rng.choice(list(PROBLEMS)), rng.choice(list(TONES))
     order = f"{rng.choice('ABCDEFGHKLMNPRST')}-{rng.randrange(10000, 100000)}"
-    problem = rng.choice(PROBLEMS[queue]).format(product=rng.choice(PRODUCTS))
-    middle = [problem, rng.choice(ORDERS).format(order=order)]
+    problem, product = rng.choice(PROBLEMS[queue]), rng.choice(PRODUCTS)
+    middle = [problem.format(product=product), rng.choice(ORDERS).format(order=order)]
     rng.shuffle(middle)
-    text = " ".join([*middle, rng.choice(TONES[priority]), rng.choice(NAMES)])
-    return f"Route this ticket: {text}", f"{queue} | {order} | {priority}"
+    tone, name = rng.choice(TONES[priority]), rng.choice(NAMES)
+    return Ticket(" ".join([*middle, tone, name]), queue, order, priority, product, name)
 
 
-def example(text: str, answer: str) -> dict[str, list[dict[str, str]]]:
-    """Return one chat example."""
-    return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]}
-
-
-def main() -> None:
-    """Write the examples, one a line."""
-    rng = random.Random(SEED)  # noqa: S311 - repeatable, not secret
-    lines = [json.dumps(example(*ticket(rng))) for _ in range(EXAMPLES)]
-    Path(sys.argv[1]).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+def tickets(count: int, *, seed: int) -> list[Ticket]:
+    """Return tickets, the same on every machine."""
+    rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    return [ticket(rng) for _ in range(count)]

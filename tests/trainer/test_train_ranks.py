@@ -107,7 +107,7 @@ def test_two_processes_go_on_from_the_checkpoint_of_another_run(tmp_path: Path, 
 def test_two_processes_prefer_as_one_does(tmp_path: Path, objective: str) -> None:
     """Full, so that the weights move far within an epoch; the epoch's last step has 5 pairs."""
     spec = {"objective": objective, "evaluation": {"compareWithBase": False}}
-    settings = {"method": "Full", "spec": spec, "beta": 0.5, "micro_batch_size": 2, "total_steps": 5}
+    settings: dict[str, Any] = {"method": "Full", "spec": spec, "beta": 0.5, "micro_batch_size": 2, "total_steps": 5}
     alone = train(make_case(tmp_path / "alone", **settings))
 
     together = completed(two_ranks(make_case(tmp_path / "together", **settings)))

@@ -101,7 +101,8 @@ def test_adapters_on_weights_that_are_shared_out(recompute: bool, tmp_path: Path
 
 def test_preferences_on_weights_that_are_shared_out(tmp_path: Path) -> None:
     """KTO makes every kind of pass: without gradients inside a step, and for what the base model says."""
-    spec, settings = {"objective": "KTO"}, {"beta": 0.5, "total_steps": 12, "eval_every_steps": 4}
+    spec = {"objective": "KTO"}
+    settings: dict[str, Any] = {"beta": 0.5, "total_steps": 12, "eval_every_steps": 4}
     alone = train(make(tmp_path / "alone", stage=0, processes=1, spec=spec, **settings))
 
     shared = completed(make(tmp_path / "shared", stage=3, processes=2, spec=spec, **settings))

@@ -40,6 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which; all when absent")
     parts = parser.parse_args().parts or list(PARTS)
+    _be_quiet()
     started, found = time.monotonic(), []
     for part in parts:
         with tempfile.TemporaryDirectory(prefix=f"quality-{part}-") as folder:
@@ -50,6 +51,17 @@ def main() -> int:
     print(f"\n{table(found)}\n\n{minutes:.1f} minutes")
     print(json.dumps({"minutes": round(minutes, 1), "figures": [figure.to_json() for figure in found]}))
     return int(not all(figure.holds for figure in found))
+
+
+def _be_quiet() -> None:
+    """Keep loading bars and notices of libraries out of the figures."""
+    import warnings
+
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

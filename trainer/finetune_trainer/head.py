@@ -1,8 +1,8 @@
 """TRL's fused output head on a CPU: scores of the tokens that the loss is taken on, and of no others.
 
 On a GPU TRL picks them out; elsewhere it scores every position, for compilers that would begin anew with each number of
-tokens. A CPU compiles nothing, and the head is a third and more of a small model's step: prompts and padding would be
-computed for nothing. What is added up is the same.
+tokens. A CPU compiles nothing, and prompts and padding would be computed for nothing: a fifth of a step of SmolLM2.
+What is added up is the same.
 """
 
 from __future__ import annotations

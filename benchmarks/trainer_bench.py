@@ -160,7 +160,7 @@ def run_config(setting: Setting, model: Path, folder: Path) -> dict[str, Any]:
     """Return the stages' configuration: what the plain script says as well, and nothing to store or measure."""
     hyperparameters = {
         "maxSteps": STEPS, "batchSize": BATCH, "microBatchSize": MICRO_BATCH, "learningRate": setting.learning_rate,
-        "maxSequenceLength": LONGEST, "seed": SEED, "gradientCheckpointing": False,
+        "maxSequenceLength": LONGEST, "seed": SEED, "gradientCheckpointing": False, "precision": "bfloat16",
     }  # fmt: skip
     spec: dict[str, Any] = {
         "method": setting.method,

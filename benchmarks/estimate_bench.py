@@ -1,6 +1,7 @@
 """How right the memory estimate is: real peaks of real training steps on this machine's GPU, beside the estimate.
 
     python -m benchmarks.estimate_bench [--out FILE] [--shapes NAME ...]   measure (needs a CUDA GPU)
+    python -m benchmarks.estimate_bench --share [METHOD ...]               what two GPUs share out, all or of a method
     python -m benchmarks.estimate_bench --table [FILE]                     today's estimate beside measured peaks
 
 Each configuration is two optimizer steps of two micro-batches through the trainer's own loop, so that gradients and
@@ -61,14 +62,17 @@ def make_model(setting: Setting) -> Any:
     from finetune_trainer.adapters import attach
     from finetune_trainer.model import device, hold_trained
 
+    torch.manual_seed(0)  # each process makes the same
     shape = dict(SHAPES[setting.shape])
     config = AutoConfig.for_model(shape.pop("model_type"), max_position_embeddings=8192, pad_token_id=0, **shape)
     dtype = torch.float32 if setting.method == _F and not setting.zero else torch.bfloat16
-    with nullcontext() if setting.zero == PARTITIONED_WEIGHTS else device():
+    partitioned = setting.zero == PARTITIONED_WEIGHTS
+    with nullcontext() if partitioned and setting.method != _Q else device():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.config.use_cache = False
     if setting.method == _Q:
-        quantise(model)
+        quantise(model, storage=dtype if partitioned else torch.uint8)
+        model.to("cpu" if partitioned else device())
     if setting.recompute:
         model.gradient_checkpointing_enable()
     if setting.method == _F:
@@ -79,7 +83,7 @@ def make_model(setting: Setting) -> Any:
     return tuned
 
 
-def quantise(model: Any) -> None:
+def quantise(model: Any, *, storage: Any) -> None:
     """Put every linear layer but the head into NF4 on the card, as bitsandbytes does on loading."""
     import bitsandbytes as bnb
     import torch
@@ -90,11 +94,11 @@ def quantise(model: Any) -> None:
         with torch.device("meta"):
             layer = bnb.nn.Linear4bit(
                 module.in_features, module.out_features, module.bias is not None, compute_dtype=torch.bfloat16,
-                compress_statistics=True, quant_type="nf4",
+                compress_statistics=True, quant_type="nf4", quant_storage=storage,
             )  # fmt: skip
         weight = module.weight.data
         layer.weight = bnb.nn.Params4bit(
-            weight.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
+            weight.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True, quant_storage=storage
         ).to(weight.device)
         if module.bias is not None:
             layer.bias = module.bias
@@ -144,7 +148,7 @@ def make_loop(setting: Setting, folder: Path) -> Any:
     )  # fmt: skip
     config = make_config(output_uri="file:///out", model_uri="file:///model", method=setting.method)
     sharing = sharing_settings(config, resolved, micro_batch=setting.micro_batch)
-    with loading(sharing):
+    with loading(None if setting.method == _Q else sharing):
         model = make_model(setting)
     loop = Loop(
         model=model,
@@ -187,6 +191,7 @@ def measure(setting: Setting) -> dict[str, Any]:
             found["peak"] = torch.cuda.max_memory_allocated()
             found["reserved"] = torch.cuda.max_memory_reserved()
             found["beside"] = total - free - torch.cuda.memory_reserved()
+            found["loss"] = round(loop.state.log_history[-1]["train_loss"], 5)
             found["seconds"] = round(loop.state.log_history[-1]["train_runtime"], 1)
             found["parameters"] = sum(p.numel() for p in loop.model.parameters())
             found["trained"] = sum(p.numel() for p in loop.model.parameters() if p.requires_grad)
@@ -279,6 +284,8 @@ def method_of(setting: Setting) -> str:
         parts.append(f"rank {setting.rank}")
     if setting.zero:
         parts.append(f"ZeRO-{setting.zero} on {setting.gpus}")
+    elif setting.gpus > 1:
+        parts[0] += f" on {setting.gpus}"
     if setting.offload != "none":
         parts.append(f"offload {setting.offload}")
     return ", ".join(parts)
@@ -298,7 +305,7 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="+", default=[name for name in SHAPES if name != "tiny"])
     parser.add_argument("--shape", help=argparse.SUPPRESS)
     parser.add_argument("--shared", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--share", action="store_true", help="what two GPUs share out, instead of what one holds")
+    parser.add_argument("--share", nargs="*", metavar="METHOD", help="what two GPUs share out")
     parser.add_argument("--table", type=Path, nargs="?", const=RESULTS)
     options = parser.parse_args()
     if options.table:
@@ -307,8 +314,10 @@ def main() -> int:
         measure_shape(options.shape)
     elif options.shared is not None:
         measure_shared(options.shared)
-    elif options.share:
-        for number in range(len(SHARED)):
+    elif options.share is not None:
+        for number, setting in enumerate(SHARED):
+            if options.share and setting.method not in options.share:
+                continue
             with options.out.open("a") as file:
                 file.writelines(f"{line}\n" for line in start_ranks(number))
     else:

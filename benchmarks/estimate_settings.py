@@ -97,5 +97,11 @@ SHARED = (
     Setting("llama-1b", _F, 2048, 4, zero=3),
     Setting("llama-3b", _F, 2048, 2, zero=2, offload="optimizer", gpus=2),
     Setting("llama-3b", _F, 2048, 2, zero=3, offload="all", gpus=2),
+    Setting("llama-1b", _Q, 512, 2, gpus=2),
+    Setting("llama-1b", _Q, 512, 2, zero=3, gpus=2),
+    Setting("llama-8b", _Q, 2048, 2, zero=3, gpus=2),
+    Setting("llama-8b", _Q, 2048, 4, zero=3, gpus=2, recompute=True),
+    Setting("qwen3-14b", _Q, 4096, 2, zero=3, gpus=2, recompute=True),
+    Setting("qwen3-14b", _Q, 4096, 2, zero=3, offload="all", gpus=2, recompute=True),
 )
 """What two GPUs, or one and its node, share out with DeepSpeed."""

@@ -135,7 +135,7 @@ def _stopped(command: list[str], environment: dict[str, str], *, once: str, by: 
     ("spoil", "code", "said"),
     [
         pytest.param(lambda data: data.unlink(), ExitCode.DATASET_NOT_FOUND, "dataset.uri", id="no-data"),
-        pytest.param(lambda data: data.write_text(""), ExitCode.DATASET_TOO_SMALL, "its files are empty", id="empty"),
+        pytest.param(lambda data: data.write_text(""), ExitCode.DATASET_TOO_SMALL, ".jsonl is empty", id="empty"),
         pytest.param(
             lambda data: data.write_text(data.read_text() + "{not json\n"), ExitCode.DATASET_INVALID, "41", id="line"
         ),

@@ -118,10 +118,10 @@ def test_a_validation_set_that_leaves_nothing_to_train_on(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"validation": "empty"}, "Of the data set validation empty has no examples: its files are empty."),
+        ({"validation": "empty"}, "The data set has no examples: validation empty is empty."),
         (
             {"sources": [{"uri": "a"}, {"uri": "empty"}]},
-            "Of the data set sources[1] empty has no examples: its files are empty.",
+            "The data set has no examples: sources[1] empty is empty.",
         ),
         ({"sources": [{"uri": "a"}, {"uri": "nothing"}]}, "Nothing lies at dataset.sources[1].uri file://"),
         ({"validation": "nothing"}, "Nothing lies at dataset.validation.uri file://"),

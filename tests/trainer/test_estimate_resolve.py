@@ -166,7 +166,7 @@ def test_the_micro_batch_is_the_largest_that_fits_before_anything_is_recomputed(
         pytest.param(spec("Full"), gpu(80, gpus=8), 2, id="optimizer and gradients are shared"),
         pytest.param(spec("Full"), gpu(40, gpus=8), 3, id="weights are shared"),
         pytest.param(spec("LoRA", batchSize=8, maxSequenceLength=512), gpu(16, gpus=8), 3, id="a base that is shared"),
-        pytest.param(spec("QLoRA"), gpu(8, gpus=8), 0, id="4-bit weights are not"),
+        pytest.param(spec("QLoRA"), gpu(8, gpus=8), 3, id="4-bit weights, too"),
         pytest.param(spec("Full", optimizer="adamw8bit"), gpu(80, gpus=8), 0, id="an optimizer that is not"),
         pytest.param(spec("Full"), gpu(None, gpus=8), 0, id="a GPU that is not known"),
         pytest.param(spec("Full"), gpu(80), 0, id="nobody to share with"),

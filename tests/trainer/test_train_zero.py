@@ -99,6 +99,17 @@ def test_adapters_on_weights_that_are_shared_out(recompute: bool, tmp_path: Path
     torch.testing.assert_close(weights(shared, file), weights(alone, file), atol=2e-3, rtol=0)
 
 
+def test_adapters_on_quantised_weights_that_are_shared_out(tmp_path: Path) -> None:
+    """With recomputation, since bitsandbytes keeps the gathered weights of what is not computed again."""
+    alone = train(make(tmp_path / "alone", stage=0, processes=1, method="QLoRA"))
+    case = make(tmp_path / "shared", stage=3, processes=2, method="QLoRA", gradient_checkpointing=True)
+    shared = completed(case, **as_with_large_models(tmp_path))
+
+    assert_same(shared, alone)
+    file = "adapter/adapter_model.safetensors"
+    torch.testing.assert_close(weights(shared, file), weights(alone, file), atol=2e-3, rtol=0)
+
+
 def test_preferences_on_weights_that_are_shared_out(tmp_path: Path) -> None:
     """KTO makes every kind of pass: without gradients inside a step, and for what the base model says."""
     spec = {"objective": "KTO"}

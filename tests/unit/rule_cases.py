@@ -112,6 +112,7 @@ GOOD: tuple[Case, ...] = (
     _good("zero-stage", spec__method="Full", spec__deepspeed={"zeroStage": 2, "offload": "optimizer"}),
     _good("zero-offload-all", spec__method="Full", spec__deepspeed={"offload": "all"}),
     _good("zero-of-lora", spec__deepspeed={"zeroStage": 3}, spec__lora={"rank": 8, "dora": False}),
+    _good("zero-of-qlora", spec__method="QLoRA", spec__deepspeed={"zeroStage": 3}),
     _good("no-zero-of-lora", spec__deepspeed={"zeroStage": 0}, spec__lora={"dora": True}, spec__objective="DPO"),
     _good("dpo", spec__objective="DPO", spec__dataset__format="preference", spec__hyperparameters={"beta": 0.2}),
     _good("orpo-format-detected", spec__objective="ORPO"),
@@ -332,13 +333,13 @@ BAD_RULES: tuple[Case, ...] = (
                 "qlora",
                 "spec",
                 {"spec.method": "QLoRA", "spec.deepspeed": {"zeroStage": 2}},
-                "deepspeed is for methods Full and LoRA",
+                "zeroStage is 0 or 3 with LoRA and QLoRA",
             ),
             (
                 "lora-optimizer",
                 "spec",
                 {"spec.method": "LoRA", "spec.deepspeed": {"zeroStage": 2}},
-                "zeroStage is 0 or 3 with LoRA",
+                "zeroStage is 0 or 3 with LoRA and QLoRA",
             ),
             (
                 "offload-nothing-shared",

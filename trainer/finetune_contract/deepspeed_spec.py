@@ -25,6 +25,6 @@ class DeepSpeed(Model):
     """DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): every GPU holds a share of what else each would hold whole. It changes memory and speed, never the result."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
-    """What is shared out: nothing (0), the optimizer's state (1), gradients too (2), weights too (3). When absent, the lowest that fits the GPUs: of 0, 2 and 3 for Full, of 0 and 3 for LoRA."""
+    """What is shared out: nothing (0), the optimizer's state (1), gradients too (2), weights too (3). When absent, the lowest that fits the GPUs: of 0, 2 and 3 for Full, of 0 and 3 for LoRA and QLoRA."""
     offload: Offload = Offload.NONE
     """What is kept in the node's memory, which resources.memory must have room for: none, optimizer (12 bytes a parameter, with stages 2 and 3), all (the weights too, with stage 3). Slower, by what crosses the bus and by updates on the CPU."""

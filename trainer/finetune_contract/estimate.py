@@ -107,18 +107,28 @@ def _shared(shape: ModelShape, tuning: Tuning, trained: int) -> dict[str, int]:
     everywhere, away = sharing.offload is Offload.ALL, sharing.offload is not Offload.NONE
     summed = (FLOAT + size) * trained if sharing.zero_stage == 1 else FLOAT * trained // sharing.ranks
     return {
-        "weights": 0 if everywhere else size * shape.parameters() // held,
+        "weights": _shared_weights(shape, tuning, held=0 if everywhere else 1 / held),
         "adapter": 0 if tuning.method is Method.FULL or everywhere else size * trained // held,
         "gradients": 0 if everywhere else summed,
         "optimizer": 0 if away else int((FLOAT + STATE_BYTES[tuning.optimizer]) * trained) // sharing.ranks,
     }
 
 
+def _shared_weights(shape: ModelShape, tuning: Tuning, *, held: float) -> int:
+    """Return what a GPU has that holds such a part of the weights; the constants of quantised ones are not shared."""
+    size, quantised = _size(tuning.precision), shape.linear_parameters()
+    if tuning.method is not Method.QLORA:
+        return int(held * size * shape.parameters())
+    packed = NF4 * quantised + size * (shape.parameters() - quantised)
+    return int(held * packed + CONSTANTS[tuning.quantization.double_quant] * quantised)
+
+
 def _sent(shape: ModelShape, tuning: Tuning) -> int:
     """Return the buffers of what crosses between GPUs: gradients on their way, gathered weights."""
     stage, size, largest = tuning.sharing.zero_stage, _size(tuning.precision), shape.vocab * shape.hidden
-    gradients = 2 * BUCKET + largest if stage and tuning.method is Method.FULL else 0
-    gradients += largest if tuning.sharing.offload is not Offload.NONE else 0
+    sends_all = stage and tuning.method is Method.FULL  # adapters' gradients are few
+    gradients = 2 * BUCKET + largest if sends_all else 0
+    gradients += largest if sends_all and tuning.sharing.offload is not Offload.NONE else 0
     gathered = LIVE + largest if stage == PARTITIONED_WEIGHTS else 0
     return size * (gradients + gathered)
 

@@ -8,7 +8,7 @@ from finetune_contract.deepspeed_spec import PARTITIONED_WEIGHTS, DeepSpeed, Off
 from finetune_contract.run_config import Device
 from finetune_contract.spec import Lora, Method, Optimizer, TuningSpec
 
-_STAGES = {Method.FULL: (0, 2, 3), Method.LORA: (0, 3), Method.QLORA: (0,)}
+_STAGES = {Method.FULL: (0, 2, 3), Method.LORA: (0, 3), Method.QLORA: (0, 3)}
 """Stage 1 is left out: 2 costs no more time and less memory. With adapters there is little to share but the weights."""
 BUCKET = 100_000_000
 """Numbers that are sent at one time: enough to be fast, 0.2 GB a buffer in 16 bits."""

@@ -221,7 +221,7 @@ class TuningSpec(Model):
     quantization: Quantization | None = None
     """How QLoRA holds the base model; only with QLoRA."""
     deepspeed: DeepSpeed | None = None
-    """How GPUs share what one cannot hold; with Full and LoRA. Chosen by the memory when absent."""
+    """How GPUs share what one cannot hold. Chosen by the memory when absent."""
     hyperparameters: Hyperparameters = Hyperparameters()
     """What steers the optimisation."""
     evaluation: Evaluation = Evaluation()

@@ -70,16 +70,18 @@ def load_base(
     partitioned: bool = False,
 ) -> Any:
     """Load the weights of a model folder onto this process's device, or onto `on`; if `partitioned`, a share of them
-    (inside `zero.loading`). Raises MODEL_INVALID.
+    (inside `zero.loading`), or for quantised ones all of them into the node's memory, to be shared out from there.
+    Raises MODEL_INVALID.
     """
     from transformers import AutoModelForCausalLM
 
+    place = {"": torch.device("cpu") if quantization and partitioned else on or device()}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            quantization_config=_nf4(quantization, dtype) if quantization else None,
-            device_map=None if partitioned else {"": on or device()},
+            quantization_config=_nf4(quantization, dtype, partitioned=partitioned) if quantization else None,
+            device_map=None if partitioned and not quantization else place,
             attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
@@ -148,7 +150,7 @@ def save_weights(model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
-def _nf4(quantization: Quantization, dtype: torch.dtype) -> Any:
+def _nf4(quantization: Quantization, dtype: torch.dtype, *, partitioned: bool) -> Any:
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -156,6 +158,8 @@ def _nf4(quantization: Quantization, dtype: torch.dtype) -> Any:
         bnb_4bit_quant_type=quantization.type,
         bnb_4bit_use_double_quant=quantization.double_quant,
         bnb_4bit_compute_dtype=dtype,
+        # Weights that are shared out must be of one number format: four quantised ones look like one of 16 bits.
+        bnb_4bit_quant_storage=dtype if partitioned else torch.uint8,
     )
 
 

@@ -19,7 +19,7 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import TrainResult
 from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.samples import Sample
-from finetune_contract.spec import Lora, Objective
+from finetune_contract.spec import Lora, Method, Objective
 from finetune_trainer.arguments import loop_arguments
 from finetune_trainer.claim import claim_run
 from finetune_trainer.dataset import fetch_data, read_prepared
@@ -141,7 +141,8 @@ def _get_ready(run: Run) -> tuple[Loop, Measured]:
     resolved, early_stopping = run.prepared.resolved, run.config.spec.evaluation.early_stopping
     wanted = Plan(_wanted_micro_batch(run), resolved.gradient_checkpointing)
     sharing = sharing_settings(run.config, resolved, micro_batch=wanted.micro_batch)
-    with loading(sharing):
+    # What is quantised is shared out once it is loaded (`quantised.share_quantised`).
+    with loading(None if run.config.spec.method is Method.QLORA else sharing):
         model = load_for_training(run.config, resolved, run.fetched.path, run.tokenizer)
     preference = _preference(run)
     kind = partial(PreferenceLoop, preference=preference) if preference else Loop

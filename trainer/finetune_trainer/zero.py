@@ -168,6 +168,11 @@ class ZeroTrainer(RankedTrainer):
         """Share the model's state out to the processes."""
         if not self.shares_state:
             return
+        settings = self.args.hf_deepspeed_config
+        if settings.is_zero3() and getattr(self.model, "is_loaded_in_4bit", False):
+            from finetune_trainer.quantised import share_quantised
+
+            share_quantised(self.model, settings.config)
         self._wrapped, _ = super()._prepare_for_training(self.args.max_steps, None, None)
         self.accelerator.free_memory = lambda *objects: objects  # it would destroy the engine when `train` begins
         if self.shares_weights:

@@ -26,16 +26,10 @@ def deepspeed_rules() -> Iterator[Rule]:
     """Yield them all."""
     yield Rule(
         _AT,
-        "!has(self.deepspeed) || self.method != 'QLoRA'",
-        "deepspeed is for methods Full and LoRA: with QLoRA each GPU holds the 4-bit model, remove it",
-        lambda spec: "deepspeed" not in spec or spec.get("method") != "QLoRA",
-    )
-    yield Rule(
-        _AT,
-        "!has(self.deepspeed) || self.method != 'LoRA' || !has(self.deepspeed.zeroStage) || "
+        "!has(self.deepspeed) || self.method == 'Full' || !has(self.deepspeed.zeroStage) || "
         "!(self.deepspeed.zeroStage in [1, 2])",
-        "deepspeed.zeroStage is 0 or 3 with LoRA: adapters' gradients and optimizer are too small to share out",
-        lambda spec: spec.get("method") != "LoRA" or spec.get("deepspeed", {}).get("zeroStage") not in (1, 2),
+        "deepspeed.zeroStage is 0 or 3 with LoRA and QLoRA: adapters' gradients and optimizer are too small to share out",
+        lambda spec: spec.get("method") == "Full" or spec.get("deepspeed", {}).get("zeroStage") not in (1, 2),
     )
     yield Rule(
         (*_AT, "deepspeed"),

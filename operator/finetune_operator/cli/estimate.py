@@ -177,7 +177,10 @@ def _question(
 def _with(spec: TuningSpec, method: Method, rank: int | None) -> TuningSpec:
     lora = {**(spec.lora.to_wire() if spec.lora else {}), **({"rank": rank} if rank else {})}
     wire = {**spec.to_wire(), "method": method, "lora": None if method is Method.FULL or not lora else lora}
-    wire.pop("deepspeed" if method is Method.QLORA else "quantization", None)
+    if method is not Method.QLORA:
+        wire.pop("quantization", None)
+    if method is not Method.FULL and spec.deepspeed and spec.deepspeed.zero_stage in (1, 2):
+        wire.pop("deepspeed")  # adapters are shared out by stage 3 or not at all
     return TuningSpec.model_validate(wire)
 
 

@@ -20,6 +20,8 @@ from finetune_trainer.data.read import Record, records
 from finetune_trainer.errors import TrainerError
 
 _SYSTEM_PROMPTS_KEPT = 1000
+_NAMED = 3
+"""Files that a message names."""
 
 
 @dataclass(slots=True)
@@ -123,8 +125,10 @@ class _Formats:
 
 def _empty(parts: Sequence[Part], sizes: Sequence[int]) -> str:
     empty = next(part for part, size in zip(parts, sizes, strict=True) if not size)
-    which = f"Of the data set {empty.files[0].name}" if len(parts) > 1 else "The data set"
-    return f"{which} has no examples: its files are empty."
+    names = [file.name for file in empty.files]
+    if len(names) == 1:
+        return f"The data set has no examples: {names[0]} is empty."
+    return f"The data set has no examples: {', '.join(names[:_NAMED])}{', ...' if names[_NAMED:] else ''} are empty."
 
 
 def _check_system_prompt(parts: Sequence[Part], shape: DatasetFormat) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from finetune_contract import paths
 from tests.support.prepared import Case
-from tests.support.processes import completed, preempted, with_processes
+from tests.support.processes import completed, finished, outcome_of, preempted, trainer, with_processes
 from tests.support.training import THIRD_PARTY, Outcome, make_case, train
 
 pytestmark = THIRD_PARTY
@@ -86,6 +87,19 @@ def test_the_merged_weights_are_whole(shared: Outcome, alone: Outcome) -> None:
 @pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "all")])
 def test_one_process_offloads_to_its_node(stage: int, offload: str, tmp_path: Path, alone: Outcome) -> None:
     assert_same(completed(make(tmp_path, stage=stage, processes=1, offload=offload)), alone)
+
+
+def test_a_configuration_of_the_users_own_is_laid_over(tmp_path: Path, alone: Outcome) -> None:
+    own = {"zero_optimization": {"stage": "auto", "reduce_bucket_size": 512}, "wall_clock_breakdown": True}
+    reference = {"zeroStage": 2, "configMapRef": {"name": "team", "key": "ds.json"}}
+    case = make(tmp_path, stage=2, processes=1, spec={"deepspeed": reference}, total_steps=4)
+
+    with trainer(case, **{paths.ENV_DEEPSPEED_CONFIG: json.dumps(own)}) as process:
+        code, log = finished(process)
+
+    assert code == 0, log
+    assert "optimizer_allgather" in log  # what DeepSpeed's breakdown of the time is about
+    assert outcome_of(case).losses[1] == pytest.approx(alone.losses[1], abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("recompute", [pytest.param(False, id="kept"), pytest.param(True, id="recomputed")])

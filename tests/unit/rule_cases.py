@@ -113,6 +113,11 @@ GOOD: tuple[Case, ...] = (
     _good("zero-offload-all", spec__method="Full", spec__deepspeed={"offload": "all"}),
     _good("zero-of-lora", spec__deepspeed={"zeroStage": 3}, spec__lora={"rank": 8, "dora": False}),
     _good("zero-of-qlora", spec__method="QLoRA", spec__deepspeed={"zeroStage": 3}),
+    _good(
+        "zero-of-ones-own",
+        spec__method="Full",
+        spec__deepspeed={"zeroStage": 2, "configMapRef": {"name": "team", "key": "ds.json"}},
+    ),
     _good("no-zero-of-lora", spec__deepspeed={"zeroStage": 0}, spec__lora={"dora": True}, spec__objective="DPO"),
     _good("dpo", spec__objective="DPO", spec__dataset__format="preference", spec__hyperparameters={"beta": 0.2}),
     _good("orpo-format-detected", spec__objective="ORPO"),
@@ -358,6 +363,12 @@ BAD_RULES: tuple[Case, ...] = (
                 "spec",
                 {"spec.hyperparameters": {"optimizer": "adamw8bit"}, "spec.deepspeed": {"zeroStage": 1}},
                 "optimizer adamw only",
+            ),
+            (
+                "own-config-of-nothing",
+                "spec.deepspeed",
+                {"spec.deepspeed": {"configMapRef": {"name": "team", "key": "ds.json"}}},
+                "configMapRef needs zeroStage 1, 2 or 3",
             ),
             (
                 "new-tokens",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_contract.paths import ENV_RENDEZVOUS
+from finetune_contract.paths import ENV_DEEPSPEED_CONFIG, ENV_RENDEZVOUS
 from finetune_contract.run_config import RunConfig
 from finetune_operator.api.constants import MAX_NAME_LENGTH, progress_audience
 from finetune_operator.api.job import FineTuneJobSpec
@@ -104,6 +104,20 @@ def test_the_judges_key_comes_under_a_prefix_of_its_own_to_prepare_as_well() -> 
             for container in containers_of(built(stage, spec, {"storage": {"secretName": "team-s3"}})):
                 found = [each["secretRef"]["name"] for each in container["envFrom"] if each["prefix"] == "JUDGE_"]
                 assert found == expected
+
+
+def test_a_deepspeed_configuration_is_read_where_it_is_checked_and_used() -> None:
+    """By prepare as well: one that is missing or contradicts the job shows before a GPU is asked for."""
+    spec = make_spec(
+        method="Full", deepspeed={"zeroStage": 2, "configMapRef": {"name": "team", "key": "ds.json"}}, lora=None
+    )
+    found = {
+        container["name"]: [item["valueFrom"] for item in container["env"] if item["name"] == ENV_DEEPSPEED_CONFIG]
+        for stage in ("prepare", "train")
+        for container in containers_of(built(stage, spec))
+    }
+    source = {"configMapKeyRef": {"name": "team", "key": "ds.json"}}
+    assert found == {"prepare": [source], "fetch": [], "train": [source]}
 
 
 def test_several_pods_are_one_job_and_find_each_other_by_name() -> None:

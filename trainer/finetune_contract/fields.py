@@ -15,6 +15,15 @@ Positive = Annotated[int, Field(ge=1)]
 Revision = Annotated[str, Field(min_length=1, max_length=128)] | None
 
 
+class ConfigMapKeyRef(Model):
+    """A key of a ConfigMap of the job's namespace."""
+
+    name: Name
+    """Name of the ConfigMap."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    """Key of its data."""
+
+
 class SecretRef(Model):
     """A Secret of the job's namespace, read as environment variables. For s3://: AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL. For gs://: GOOGLE_SERVICE_ACCOUNT_KEY (the

@@ -47,6 +47,11 @@ def claims_folder() -> Path:
     return _path(paths.ENV_CLAIMS, paths.POD_CLAIMS)
 
 
+def deepspeed_config() -> str | None:
+    """Return the user's DeepSpeed configuration as it was written, if there is one."""
+    return os.environ.get(paths.ENV_DEEPSPEED_CONFIG)
+
+
 def is_rank() -> bool:
     """Whether this process was started as one of several, by `launch`."""
     return "LOCAL_RANK" in os.environ

@@ -44,6 +44,7 @@ from finetune_trainer.data.second_pass import Tokenised, tokenise
 from finetune_trainer.data.shards import Cut, LocalShard, write_shards
 from finetune_trainer.data.survey import Survey, survey
 from finetune_trainer.data.tokenize import Encoder, padding_token
+from finetune_trainer.deepspeed_config import own_config
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.evaluation.forgetting import is_measured, paragraphs
@@ -123,6 +124,7 @@ def _prepare(config: RunConfig, env: Environment, *, store: Store, scratch: Path
             dataset_revision=revisions_of_parts(data.parts),
             dataset_sha256=digest_of_parts(data.parts),
         )
+    own_config(spec, resolved)  # one that contradicts the job is known here
     stored = _store(config, store, scratch)
     return Prepared(
         job_uid=config.job.uid,

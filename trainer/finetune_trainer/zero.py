@@ -27,6 +27,7 @@ from finetune_contract.sharing import BUCKET, LIVE
 from finetune_contract.spec import Precision
 from finetune_trainer import zero_state
 from finetune_trainer.adapters import has_adapters, load_adapters, save_adapters
+from finetune_trainer.deepspeed_config import laid_over, own_config
 from finetune_trainer.distributed import pass_in_step, world
 from finetune_trainer.model import device, save_weights
 from finetune_trainer.principal import make_plain
@@ -49,10 +50,14 @@ def _connect() -> None:
 
 
 def sharing_settings(config: RunConfig, resolved: Resolved, *, micro_batch: int) -> dict[str, Any] | None:
-    """Return DeepSpeed's configuration, and connect it; None where nothing is shared out."""
+    """Return DeepSpeed's configuration, and connect it; None where nothing is shared out. Raises CONFIG_INVALID."""
     if not resolved.zero_stage:
         return None
     _connect()
+    return laid_over(_settings(config, resolved, micro_batch=micro_batch), own_config(config.spec, resolved))
+
+
+def _settings(config: RunConfig, resolved: Resolved, *, micro_batch: int) -> dict[str, Any]:
     bfloat16 = resolved.precision is Precision.BFLOAT16
     return {
         "zero_optimization": _sharing(resolved, on_gpu=device().type == "cuda"),

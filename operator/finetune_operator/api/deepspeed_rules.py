@@ -41,6 +41,12 @@ def deepspeed_rules() -> Iterator[Rule]:
         ),
     )
     yield Rule(
+        (*_AT, "deepspeed"),
+        "!has(self.configMapRef) || (has(self.zeroStage) && self.zeroStage > 0)",
+        "configMapRef needs zeroStage 1, 2 or 3: with 0, or one that is chosen, DeepSpeed may have nothing to do",
+        lambda deepspeed: "configMapRef" not in deepspeed or bool(deepspeed.get("zeroStage")),
+    )
+    yield Rule(
         _AT,
         f"!has(self.deepspeed) || {_LEAST_STAGE} == 0 || !has(self.hyperparameters) || !has(self.hyperparameters.optimizer) || "
         "self.hyperparameters.optimizer == 'adamw'",

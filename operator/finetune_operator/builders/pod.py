@@ -92,7 +92,7 @@ def _container(pod: PodRequest, stage: str, claims: tuple[str, ...]) -> Manifest
             "image": pod.image,
             "imagePullPolicy": pod.spec.trainer.image_pull_policy or pod.profile.trainer.image_pull_policy,
             "command": ["python", "-m", "finetune_trainer", stage],
-            "env": _env(pod) + ([_METRICS_ENV] if stage == "train" else []),
+            "env": _env(pod) + ([_METRICS_ENV] if stage == "train" else []) + _deepspeed_config(pod, stage),
             "ports": [_METRICS_PORT] if stage == "train" else None,
             "envFrom": _secrets(pod),
             "resources": _resources(pod, stage),
@@ -126,6 +126,14 @@ def _env(pod: PodRequest) -> list[Manifest]:
         "OMP_NUM_THREADS": str(threads) if threads else None,
     }
     return [{"name": name, "value": value} for name, value in values.items() if value]
+
+
+def _deepspeed_config(pod: PodRequest, stage: str) -> list[Manifest]:
+    asked = pod.spec.deepspeed.config_map_ref if pod.spec.deepspeed else None
+    if asked is None or stage not in ("prepare", "train"):
+        return []
+    source = {"configMapKeyRef": {"name": asked.name, "key": asked.key}}
+    return [{"name": paths.ENV_DEEPSPEED_CONFIG, "valueFrom": source}]
 
 
 def _threads(pod: PodRequest) -> int | None:

@@ -66,6 +66,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--processes", type=int, metavar="N", help="train in N processes on the CPU, as on N GPUs (default: 1)"
     )
+    parser.add_argument(
+        "--deepspeed-config", type=Path, metavar="FILE", help="what deepspeed.configMapRef names in a cluster"
+    )
     parser.add_argument("--work-dir", type=Path, metavar="FOLDER", help="scratch space (default: in the user's cache)")
     parser.set_defaults(run=run)
 
@@ -82,6 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     local = LocalRun(name=name, spec=spec, folder=folder.absolute(), claims=arguments.claims)
     if arguments.claims:  # the results are read here as well, to be shown and verified
         os.environ[paths.ENV_CLAIMS] = str(arguments.claims.absolute())
+    if arguments.deepspeed_config:
+        os.environ[paths.ENV_DEEPSPEED_CONFIG] = arguments.deepspeed_config.read_text(encoding="utf-8")
     try:
         _train(local, processes=arguments.processes)
     except _StoppedError as stopped:
@@ -133,6 +138,8 @@ def _problems(job: dict[str, Any], arguments: argparse.Namespace) -> Iterator[st
     for word in _WORDS:
         if any(uri.startswith("pvc://") for uri in uris[word]) and not arguments.claims:
             yield f"spec.{word}.uri: pvc:// needs --claims FOLDER, in which the claim is a folder of its name"
+    if arguments.deepspeed_config and not arguments.deepspeed_config.is_file():
+        yield f"--deepspeed-config {arguments.deepspeed_config}: no such file"
     if arguments.processes is not None and arguments.processes < 1:
         yield f"--processes is {arguments.processes}: at least 1"
     if not find_spec("torch"):

@@ -15,10 +15,12 @@ import pytest
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import TerminationMessage
+from finetune_contract.paths import CHECKPOINT_MANIFEST
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig, Use
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.prepare import run_prepare
+from finetune_trainer.resume_check import identity
 from finetune_trainer.storage import open_store
 from finetune_trainer.storage.folders import upload_folder
 from tests.support.datasets import chat, chats, lines, write_lines
@@ -389,3 +391,39 @@ def test_the_result_fits_a_termination_message(place: str, model: Path, tmp_path
     assert decoded is not None
     assert decoded.prepared is not None
     assert decoded.prepared.dataset == result.dataset
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        pytest.param({}, None, id="fits"),
+        pytest.param({"identity": {"method": "Full"}}, "was trained with another method", id="another method"),
+        pytest.param({"step": 1000}, "stands at step 1000, this run ends at ", id="nothing left to train"),
+        pytest.param(None, "there is no undamaged checkpoint at file://", id="nothing there"),
+    ],
+)
+def test_a_checkpoint_to_go_on_from_is_checked_before_a_gpu_is_asked_for(
+    held: dict[str, Any] | None, says: str | None, model: Path, place: str, tmp_path: Path
+) -> None:
+    write_lines(tmp_path / "data.jsonl", chats(40))
+    first = run_config(place, model=f"file://{model}")
+    same = identity(first, prepare(first, tmp_path))
+    if held is not None:
+        found = {"jobUid": "a", "configHash": "b", "attempt": 1, "step": 1, "files": [], **held}
+        found["identity"] = {**same, **held.get("identity", {})}
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / CHECKPOINT_MANIFEST).write_text(json.dumps(found))
+
+    going_on = run_config(
+        f"{place}",
+        model=f"file://{model}",
+        output={"uri": f"{place}/out-2"},
+        checkpoint={"resumeFrom": f"{place}/other"},
+    )
+
+    if says is None:
+        prepare(going_on, tmp_path)
+        return
+    with pytest.raises(TrainerError, match=says) as caught:
+        prepare(going_on, tmp_path)
+    assert caught.value.code is ExitCode.CHECKPOINT_UNUSABLE

@@ -50,6 +50,7 @@ from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.evaluation.forgetting import is_measured, paragraphs
 from finetune_trainer.evaluation.metrics import check_metrics, scorers
 from finetune_trainer.logs import log
+from finetune_trainer.resume_check import check_resume
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.storage.folders import upload_folder
 
@@ -126,7 +127,7 @@ def _prepare(config: RunConfig, env: Environment, *, store: Store, scratch: Path
         )
     own_config(spec, resolved)  # one that contradicts the job is known here
     stored = _store(config, store, scratch)
-    return Prepared(
+    prepared = Prepared(
         job_uid=config.job.uid,
         config_hash=config.config_hash,
         dataset=_summary(config, data=data, shards=shards, resolved=resolved, model=model),
@@ -139,6 +140,8 @@ def _prepare(config: RunConfig, env: Environment, *, store: Store, scratch: Path
         token_histogram=data.lengths.histogram,
         label_histogram=data.survey.checks.labels,
     )
+    check_resume(config, prepared, store)
+    return prepared
 
 
 def _done_before(config: RunConfig, store: Store) -> tuple[PrepareResult, str] | None:

@@ -16,7 +16,7 @@ from finetune_trainer.held_out import overfitting
 from finetune_trainer.loop import Loop
 from finetune_trainer.preference_loop import ACCURACY, MARGIN
 from finetune_trainer.progress import Progress
-from finetune_trainer.resume import identity
+from finetune_trainer.resume_check import identity
 from finetune_trainer.run import Run
 from finetune_trainer.samples import KeepSamples, SampleFile, prompts_to_ask
 from finetune_trainer.summary import Training, curve, trained_tokens

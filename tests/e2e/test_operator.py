@@ -144,6 +144,47 @@ def test_deleting_the_job_at_any_time_leaves_nothing(start, moment) -> None:
     job.until(lambda: not job.children() and not job.children("pods"), what="end of all children")
 
 
+def test_a_suspended_job_frees_its_pods_and_goes_on_without_charge(start) -> None:
+    job = start("train=run")
+    job.reaches("Running")
+    job.patch(lifecycle={"suspend": True})
+    job.reaches("Suspended")
+    assert [pod for pod in job.children("pods") if pod["status"]["phase"] == "Running"] == []
+    job.patch(lifecycle={"suspend": False})
+    status = job.reaches("Running")
+    assert (status["attempt"], status["restarts"]) == (2, {"failures": 0, "disruptions": 0})
+    assert {"Suspended", "Training"} <= set(job.events())
+
+
+def test_a_deadline_ends_the_job_and_what_works_for_it(start) -> None:
+    job = start("train=run", lifecycle={"gracePeriodSeconds": 5, "activeDeadlineSeconds": 8})
+    job.reaches("Failed")
+    assert job.condition("Failed")["reason"] == "DeadlineExceeded"
+    job.until(lambda: [item for item in job.children() if not item["status"].get("conditions")] == [], what="its end")
+
+
+def test_what_has_ended_goes_in_its_time_the_pods_before_the_job(start) -> None:
+    job = start(lifecycle={"podTtlSecondsAfterFinished": 1})
+    job.reaches("Succeeded")
+    job.until(lambda: job.children() + job.children("pods") == [], what="end of its Jobs and pods")
+    assert job.status["outputs"]["adapter"]["uri"] == "s3://outputs/out/run-1/adapter"
+    job.patch(lifecycle={"ttlSecondsAfterFinished": 1})
+    job.until(lambda: job.kubectl("get", "ftj", "-o", "name") == "", what="end of the job")
+
+
+def test_a_changed_spec_is_a_new_run_with_outputs_of_its_own_and_so_is_a_wish(start) -> None:
+    lifecycle = {"gracePeriodSeconds": 5, "onSpecChange": "Rerun"}
+    job = start("train=run", lifecycle=lifecycle)
+    job.reaches("Running")
+    job.patch(dataset={"uri": "s3://fake/all=ok"})
+    job.until(lambda: job.status.get("run") == 2, what="second run")
+    assert job.reaches("Succeeded")["outputs"]["uri"] == "s3://outputs/out/run-2"
+    job.kubectl("annotate", "ftj", "bot", "finetuning.dev/rerun=again")
+    job.until(lambda: job.status.get("run") == 3, what="third run")
+    assert job.reaches("Succeeded")["outputs"]["uri"] == "s3://outputs/out/run-3"
+    assert job.events().count("NewRun") == 2
+
+
 def test_a_job_created_again_under_its_name_never_meets_its_predecessors_children(start) -> None:
     first = start("train=run")
     first.reaches("Running")

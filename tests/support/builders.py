@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -150,7 +151,7 @@ class Story:
         view = View(job=self.job, profiles=self.profiles, children=children, pods=pods, report=report)
         plan = decide(view, self.now, SETTINGS)
         if plan.status is not None:
-            self.job = make_job(self.job.spec, plan.status)
+            self.job = replace(self.job, status=plan.status)
         return plan
 
     def passes(self, seconds: float) -> None:

@@ -64,6 +64,11 @@ class FakeGateway:
         self.calls.append(f"delete {name}")
         self.objects["Job"].pop((namespace, name), None)
 
+    async def delete_finetunejob(self, job: JobView) -> None:
+        """Delete a FineTuneJob."""
+        self.calls.append(f"delete {job.name} itself")
+        self.objects["FineTuneJob"].pop(job.key, None)
+
     async def write_status(self, job: JobView, patch: Body) -> Body | None:
         """Merge a patch into the status, locked by the resourceVersion."""
         self._maybe_fail()

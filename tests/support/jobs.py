@@ -66,6 +66,10 @@ class RunningJob:
         """Run kubectl in the job's namespace."""
         return self._cluster.kubectl("-n", self.namespace, *arguments)
 
+    def patch(self, **spec: Any) -> None:
+        """Change the spec."""
+        self.kubectl("patch", "ftj", self.name, "--type=merge", "-p", json.dumps({"spec": spec}))
+
     def delete(self, *flags: str) -> None:
         """Delete the FineTuneJob."""
         self.kubectl("delete", "ftj", self.name, *flags)

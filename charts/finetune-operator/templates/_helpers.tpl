@@ -37,6 +37,10 @@ finetune-operator
 
 {{- /* Rights on what lies in the namespaces of the jobs: in a Role where one namespace is served. */ -}}
 {{- define "finetune.jobRules" -}}
+# For lifecycle.ttlSecondsAfterFinished alone.
+- apiGroups: [finetuning.dev]
+  resources: [finetunejobs]
+  verbs: [delete]
 - apiGroups: [finetuning.dev]
   resources: [finetunejobs/status]
   verbs: [get, patch]

@@ -20,6 +20,8 @@ class ConditionType(StrEnum):
     """Every pod of the current attempt is ready."""
     RUNNING = "Running"
     """The trainer works."""
+    SUSPENDED = "Suspended"
+    """lifecycle.suspend holds the job, and no pod of it is there."""
     CHECKPOINT_AVAILABLE = "CheckpointAvailable"
     """There is a checkpoint that the next attempt can go on from."""
     OUTPUTS_READY = "OutputsReady"
@@ -83,6 +85,14 @@ class Reason(StrEnum):
     POD_FAILED = "PodFailed"
     """The attempt has ended with a failure."""
 
+    # Suspended
+    SUSPENDING = "Suspending"
+    """The attempt writes a checkpoint and ends."""
+    SUSPENDED = "Suspended"
+    """lifecycle.suspend is true: the job's GPUs are free."""
+    RESUMED = "Resumed"
+    """lifecycle.suspend is false again: the job goes on."""
+
     # CheckpointAvailable, OutputsReady, Complete, Failed
     CHECKPOINTED = "Checkpointed"
     """A checkpoint is committed in storage."""
@@ -96,12 +106,22 @@ class Reason(StrEnum):
     """The run is complete."""
     RESTART_BUDGET_EXCEEDED = "RestartBudgetExceeded"
     """lifecycle.retries.max failures, or too many disruptions; lastFailure has the last one."""
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    """lifecycle.activeDeadlineSeconds have passed."""
+    START_DEADLINE_EXCEEDED = "StartDeadlineExceeded"
+    """lifecycle.startDeadlineSeconds have passed, and the trainer has not worked yet."""
     NOT_FAILED = "NotFailed"
     """No failure that ends the job."""
+
+    # Events alone
+    NEW_RUN = "NewRun"
+    """The spec has changed, or the annotation finetuning.dev/rerun has: the job runs once more."""
 
     # Failures that pods show without an exit code of ours
     KILLED = "Killed"
     """A container was killed: exit code 137, most often for memory."""
+    STALL_TIMEOUT = "StallTimeout"
+    """No step was made for lifecycle.stallTimeoutSeconds."""
     EVICTED = "Evicted"
     """The pod was preempted, evicted or drained, or its node was lost."""
     JOB_DELETED = "JobDeleted"
@@ -120,5 +140,7 @@ class Phase(StrEnum):
     STARTING = "Starting"
     RUNNING = "Running"
     RESTARTING = "Restarting"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"

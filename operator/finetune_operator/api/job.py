@@ -25,6 +25,7 @@ Quantity = Annotated[
         }
     ),
 ]
+Seconds = Annotated[int, Field(ge=1, le=31536000)]
 LabelValue = Annotated[str, Field(max_length=63)]
 LabelKey = Annotated[str, Field(max_length=317)]
 
@@ -98,6 +99,13 @@ class Retries(Model):
     """Wait before the first retry; doubles with each, up to 5 minutes."""
 
 
+class OnSpecChange(StrEnum):
+    """What a change of the spec is."""
+
+    REJECT = "Reject"
+    RERUN = "Rerun"
+
+
 class Lifecycle(Model):
     """How the job lives. May be changed while it runs."""
 
@@ -105,6 +113,20 @@ class Lifecycle(Model):
     """Time between SIGTERM and SIGKILL, for the last checkpoint."""
     retries: Retries = Retries()
     """How failures are retried."""
+    on_spec_change: OnSpecChange = OnSpecChange.REJECT
+    """What a change of anything but lifecycle and the priority is: refused (Reject), or a new run with outputs of its own, for GitOps (Rerun). The annotation finetuning.dev/rerun, given a new value, asks for a new run of the same spec."""
+    suspend: bool = False
+    """true ends the attempt after a checkpoint and frees its GPUs, without charge; false goes on from there."""
+    active_deadline_seconds: Seconds | None = None
+    """Longest time from the start to the job's end, whatever the attempts, suspension not counted. Then it fails as DeadlineExceeded; the last checkpoint stays."""
+    start_deadline_seconds: Seconds | None = None
+    """Longest time from the start until the trainer first works, suspension not counted. Then the job fails as StartDeadlineExceeded: no GPU was free, or an image could not be pulled."""
+    stall_timeout_seconds: Seconds | None = None
+    """Longest time without a step while the trainer works. Then the attempt ends as StallTimeout, which is charged, and the next one goes on from the last checkpoint. More than loading the model, an evaluation or the export takes."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31536000)] | None = None
+    """Time after the end at which the FineTuneJob is deleted, with its Jobs and pods; what lies in storage stays. Not for GitOps, which would create it again."""
+    pod_ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31536000)] | None = None
+    """Time after the end at which Jobs and pods are deleted; the FineTuneJob stays, with the end of the log in status.lastFailure."""
 
 
 class Trainer(Model):

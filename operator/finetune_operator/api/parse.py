@@ -25,6 +25,7 @@ def parse_job(body: Body) -> JobView:
         deleting="deletionTimestamp" in meta,
         spec=body.get("spec") or {},
         status=FineTuneJobStatus.model_validate(body.get("status") or {}, extra="ignore"),
+        rerun=(meta.get("annotations") or {}).get(c.ANNOTATION_RERUN),
     )
 
 

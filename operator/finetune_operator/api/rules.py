@@ -228,6 +228,10 @@ JOB_RULES: tuple[Rule, ...] = (
 )
 
 _MUTABLE = {"lifecycle", "scheduling"}
+_RERUNS = "(has(self.lifecycle) && has(self.lifecycle.onSpecChange) && self.lifecycle.onSpecChange == 'Rerun')"
+_FIXED = (
+    "is fixed after creation: delete the job and create a new one, or set lifecycle.onSpecChange: Rerun for a new run"
+)
 
 
 def immutability_rules() -> Iterator[tuple[tuple[str, ...], str, str]]:
@@ -243,13 +247,13 @@ def immutability_rules() -> Iterator[tuple[tuple[str, ...], str, str]]:
         same = f"self.{alias} == oldSelf.{alias}"
         if not (required and required.is_required()):
             same = f"has(self.{alias}) == has(oldSelf.{alias}) && (!has(self.{alias}) || {same})"
-        yield ("spec",), same, f"spec.{alias} is fixed after creation: delete the job and create a new one"
+        yield ("spec",), f"{_RERUNS} || ({same})", f"spec.{alias} {_FIXED}"
     for field, alias in _aliases(Scheduling):
         if field == "priority_class":
             continue
         new, old = (f"has({v}.scheduling) && has({v}.scheduling.{alias})" for v in ("self", "oldSelf"))
         same = f"({new}) == ({old}) && (!({new}) || self.scheduling.{alias} == oldSelf.scheduling.{alias})"
-        yield ("spec",), same, f"spec.scheduling.{alias} is fixed after creation: delete the job and create a new one"
+        yield ("spec",), f"{_RERUNS} || ({same})", f"spec.scheduling.{alias} {_FIXED}"
 
 
 def _aliases(model: type[FineTuneJobSpec] | type[Scheduling]) -> list[tuple[str, str]]:

@@ -70,6 +70,8 @@ class Progress(Model):
     """Share of the GPU's peak that the model's arithmetic uses, 0 to 1; absent on a CPU or an unknown card."""
     overfitting_since_step: int | None = None
     """Step since which the held-out loss rises while the training loss falls; its weights are kept."""
+    last_step_time: Time | None = None
+    """When the last step was reported."""
     updated_at: Time
     """When the trainer reported."""
 
@@ -186,10 +188,16 @@ class FineTuneJobStatus(Model):
     """The truth about the job."""
     start_time: Time | None = None
     """When the operator took the job up."""
+    suspended_seconds: int | None = None
+    """Time that the job was suspended, which deadlines do not count."""
+    training_start_time: Time | None = None
+    """When the trainer first worked."""
     completion_time: Time | None = None
     """When the job ended."""
     run: int | None = None
     """Number of the run."""
+    rerun: str | None = None
+    """Value of the annotation finetuning.dev/rerun that this run is for."""
     attempt: int | None = None
     """Number of the current attempt."""
     job: JobReference | None = None

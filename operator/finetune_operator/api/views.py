@@ -31,6 +31,8 @@ class JobView:
     spec: dict[str, Any]
     """As stored: the profile's defaults are merged in later."""
     status: FineTuneJobStatus
+    rerun: str | None = None
+    """Value of the annotation that asks for a new run whenever it changes."""
 
     @property
     def key(self) -> Key:

@@ -53,6 +53,12 @@ class KubeGateway:
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         await self._api.delete(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}", options)
 
+    async def delete_finetunejob(self, job: JobView) -> None:
+        """Delete a FineTuneJob; its children follow."""
+        path = f"/apis/{c.API_VERSION}/namespaces/{job.namespace}/{c.JOB_PLURAL}/{job.name}"
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": job.uid}}
+        await self._api.delete(path, options)
+
     async def write_status(self, job: JobView, patch: Body) -> Body | None:
         """Merge a patch into the status, locked by the view's resourceVersion."""
         path = f"/apis/{c.API_VERSION}/namespaces/{job.namespace}/{c.JOB_PLURAL}/{job.name}/status"

@@ -9,12 +9,15 @@ from finetune_operator.api.conditions import Reason
 from finetune_operator.api.status import Condition, FineTuneJobStatus
 from finetune_operator.policy.plan import EventRequest
 
-_NEWS = (T.VALIDATED, T.PREPARED, T.RUNNING, T.CHECKPOINT_AVAILABLE, T.COMPLETE, T.FAILED)
+_NEWS = (T.VALIDATED, T.PREPARED, T.RUNNING, T.SUSPENDED, T.CHECKPOINT_AVAILABLE, T.COMPLETE, T.FAILED)
 _WARNINGS = {Reason.UNSCHEDULABLE, Reason.IMAGE_PULL, Reason.CONTAINER_CONFIG, Reason.JOB_REFUSED, Reason.RESTARTING}
 
 
 def announcements(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[EventRequest]:
-    """Yield an Event for each condition that became something else to a person."""
+    """Yield an Event for a new run, and for each condition that became something else to a person."""
+    if old.run is not None and new.run != old.run:
+        stays = f"run {new.run} begins; what run {old.run} left in storage stays"
+        yield EventRequest(type="Normal", reason=Reason.NEW_RUN, message=stays)
     before = {condition.type: condition for condition in old.conditions}
     for condition in new.conditions:
         was = before.get(condition.type)

@@ -17,18 +17,19 @@ from finetune_operator.api.parse import format_time
 from finetune_operator.api.status import (
     FineTuneJobStatus,
     JobReference,
-    LastFailure,
     ProfileSnapshot,
     ResolvedStatus,
     Restarts,
 )
-from finetune_operator.api.views import ChildJob, JobView, PodView, Stage, View
-from finetune_operator.policy import progress, results, retry, waiting
+from finetune_operator.api.views import ChildJob, JobView, PodView, View
+from finetune_operator.policy import cleanup, deadlines, progress, rerun, results, retry, suspension, waiting
 from finetune_operator.policy.announce import announcements
 from finetune_operator.policy.draft import Draft
 from finetune_operator.policy.effective import Effective, Problem, effective_spec
+from finetune_operator.policy.ending import current_stage, fail_attempt, fail_job, give_up_attempt
 from finetune_operator.policy.failures import Failed, classify
 from finetune_operator.policy.plan import ChildRequest, Plan
+from finetune_operator.policy.step import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +42,56 @@ class PolicySettings:
     """Least time between two writes that only carry progress."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """What the flow below hands on: effects beside the status."""
-
-    create: ChildRequest | None = None
-    delete: tuple[str, ...] = ()
-    requeue_after: float | None = None
-
-
 def decide(view: View, now: datetime, settings: PolicySettings) -> Plan:
     """Return what to do about a job. Total: never raises for anything that a user or the cluster did."""
-    job = view.job
-    if job.deleting or is_terminal(job.status):
+    if view.job.deleting:
         return Plan()
-    effective = effective_spec(job, view.profiles, settings.default_image)
-    draft = Draft(job, now)
+    ended = is_terminal(view.job.status)
+    if ended and not rerun.may_be_wanted(view):
+        return cleanup.after_end(view, now)
+    effective = effective_spec(view.job, view.profiles, settings.default_image)
+    if rerun.is_wanted(view, effective):
+        view = rerun.forget_run(view)
+        effective = effective_spec(view.job, view.profiles, settings.default_image)
+    elif ended:
+        return replace(cleanup.after_end(view, now), status=_seen(view, now))
+    return _go_on(view, effective, now=now, settings=settings)
+
+
+def _seen(view: View, now: datetime) -> FineTuneJobStatus | None:
+    """Return the status of a job that has ended with the generation in it, which kstatus compares; None if it is."""
+    status = view.job.status
+    return Draft(view.job, now).finish() if status.observed_generation != view.job.generation else None
+
+
+def _go_on(view: View, effective: Effective | Problem, *, now: datetime, settings: PolicySettings) -> Plan:
+    draft = Draft(view.job, now)
     if isinstance(effective, Problem):
         draft.condition(T.VALIDATED, False, effective.reason, effective.message)
-        return _plan(view, draft, _Step(), None)
-    _begin(draft, effective, now)
-    step = _advance(view, draft, effective, now=now, settings=settings)
+        return _plan(view, draft, Step(), None)
+    draft.condition(T.VALIDATED, True, Reason.VALID, "the spec can be run")
+    step = _held(view, draft, effective, now=now)
+    if step is None:
+        _begin(view, draft, effective, now=now)
+        step = _late(view, draft, effective, now=now) or _advance(view, draft, effective, now=now, settings=settings)
     return _plan(view, draft, step, effective)
+
+
+def _held(view: View, draft: Draft, effective: Effective, *, now: datetime) -> Step | None:
+    """Return what a suspension asks for, or its end; None where the job goes on."""
+    child = _current(view, draft.status, current_stage(draft))
+    wanted = suspension.suspend if effective.spec.lifecycle.suspend else suspension.resume
+    return wanted(draft, child, view.pods, now=now)
+
+
+def _late(view: View, draft: Draft, effective: Effective, *, now: datetime) -> Step | None:
+    """Return how the job ends if a deadline has passed."""
+    late = deadlines.exceeded(draft.status, effective.spec.lifecycle, now)
+    child = _current(view, draft.status, current_stage(draft))
+    if late is None or (child and child.state != "active"):  # how it ended comes first
+        return None
+    fail_job(draft, *late, now=now)
+    return Step(delete=(child.name,) if child and not child.deleting else ())
 
 
 def refused(job: JobView, now: datetime, message: str) -> Plan:
@@ -70,7 +99,7 @@ def refused(job: JobView, now: datetime, message: str) -> Plan:
     draft = Draft(job, now)
     current = T.RUNNING if draft.is_true(T.PREPARED) else T.PREPARED
     draft.condition(current, False, Reason.JOB_REFUSED, message)
-    return _plan(View(job=job), draft, _Step(), None)
+    return _plan(View(job=job), draft, Step(), None)
 
 
 def is_terminal(status: FineTuneJobStatus) -> bool:
@@ -78,27 +107,29 @@ def is_terminal(status: FineTuneJobStatus) -> bool:
     return any(item.type in (T.COMPLETE, T.FAILED) and item.status == "True" for item in status.conditions)
 
 
-def _stage(draft: Draft) -> Stage:
-    """The stage that the current attempt is in."""
-    return "train" if draft.is_true(T.PREPARED) else "prepare"
-
-
-def _plan(view: View, draft: Draft, step: _Step, effective: Effective | None) -> Plan:
+def _plan(view: View, draft: Draft, step: Step, effective: Effective | None) -> Plan:
     status = draft.finish()
     return Plan(
         status=status if status != view.job.status else None,
         effective=effective,
         create=step.create,
-        delete=step.delete,
+        delete=tuple(dict.fromkeys((*step.delete, *rerun.left_over(view, status)))),
         events=tuple(announcements(view.job.status, status)),
-        requeue_after=step.requeue_after,
+        requeue_after=_look_again(status, step, effective, draft.now),
     )
 
 
-def _begin(draft: Draft, effective: Effective, now: datetime) -> None:
+def _look_again(status: FineTuneJobStatus, step: Step, effective: Effective | None, now: datetime) -> float | None:
+    """Return when to decide again, at the next deadline at the latest."""
+    waits = [step.requeue_after]
+    if effective and not effective.spec.lifecycle.suspend and not is_terminal(status):
+        waits.append(deadlines.next_due(status, effective.spec.lifecycle, now))
+    return min((wait for wait in waits if wait is not None), default=None)
+
+
+def _begin(view: View, draft: Draft, effective: Effective, *, now: datetime) -> None:
     """Record the run, once: number, time, and the profile as it is now."""
-    draft.condition(T.VALIDATED, True, Reason.VALID, "the spec can be run")
-    if draft.status.run is not None:
+    if draft.status.resolved is not None:
         return
     profile = effective.profile
     snapshot = profile and ProfileSnapshot(
@@ -107,13 +138,15 @@ def _begin(draft: Draft, effective: Effective, now: datetime) -> None:
     resolved = ResolvedStatus(
         config_hash=effective.config_hash, image=effective.image, gpus=effective.gpus, profile=snapshot
     )
-    draft.set(run=1, attempt=1, restarts=Restarts(), start_time=format_time(now), resolved=resolved)
+    number = rerun.last_run(view) + 1
+    draft.set(run=number, attempt=1, restarts=Restarts(), start_time=format_time(now), resolved=resolved)
+    draft.set(rerun=view.job.rerun)
     draft.condition(T.PREPARED, False, Reason.POD_PENDING, "the pod is being created")
 
 
-def _advance(view: View, draft: Draft, effective: Effective, *, now: datetime, settings: PolicySettings) -> _Step:
+def _advance(view: View, draft: Draft, effective: Effective, *, now: datetime, settings: PolicySettings) -> Step:
     """Look at the current attempt's Job and go on from there."""
-    stage = _stage(draft)
+    stage = current_stage(draft)
     child = _current(view, draft.status, stage)
     if child is None:
         return _missing(view, draft, effective, now=now)
@@ -133,109 +166,84 @@ def _current(view: View, status: FineTuneJobStatus, stage: str) -> ChildJob | No
     return next((child for child in view.children if (child.stage, child.run, child.attempt) == wanted), None)
 
 
-def _missing(view: View, draft: Draft, effective: Effective, *, now: datetime) -> _Step:
+def _missing(view: View, draft: Draft, effective: Effective, *, now: datetime) -> Step:
     if draft.status.job is not None:  # it was seen, and is gone
         return _deleted(draft, effective, now)
     due = retry.not_before(draft.status, effective.spec.lifecycle.retries)
     if due and now < due:
-        return _Step(requeue_after=(due - now).total_seconds())
+        return Step(requeue_after=(due - now).total_seconds())
     alive = [pod for pod in view.pods if not pod.is_terminal and not waiting.is_lost(pod, now)]
     if alive:  # two attempts never run side by side; the pod's end is an event of its own
         ends = [lost for pod in alive if (lost := waiting.lost_after(pod))]
-        return _Step(requeue_after=max(1.0, (min(ends) - now).total_seconds()) if ends else 30.0)
-    return _Step(create=_request(draft))
+        return Step(requeue_after=max(1.0, (min(ends) - now).total_seconds()) if ends else 30.0)
+    return Step(create=_request(draft))
 
 
 def _request(draft: Draft) -> ChildRequest:
     status, failure = draft.status, draft.status.last_failure
-    stage = _stage(draft)
+    stage = current_stage(draft)
     lost = failure is not None and failure.reason == Reason.RESULT_LOST and failure.stage == "train"
     return ChildRequest(stage=stage, run=status.run or 1, attempt=status.attempt or 1, collect=lost)
 
 
-def _deleted(draft: Draft, effective: Effective, now: datetime) -> _Step:
+def _deleted(draft: Draft, effective: Effective, now: datetime) -> Step:
     gone = Failed(FailureClass.DISRUPTED, Reason.JOB_DELETED, "the attempt's Job was deleted by somebody else")
-    return _failed(draft, effective, gone, now=now)
+    return fail_attempt(draft, effective, gone, now=now)
 
 
-def _complete(view: View, draft: Draft, effective: Effective, *, now: datetime) -> _Step:
-    stage = _stage(draft)
+def _complete(view: View, draft: Draft, effective: Effective, *, now: datetime) -> Step:
+    stage = current_stage(draft)
     said = results.result_of(tuple(pod for pod in view.pods if _of(pod, draft)), stage)
     if said is None:
         lost = "the Job completed, but its pod's message is gone or was not written by the trainer"
-        return _failed(draft, effective, Failed(FailureClass.DISRUPTED, Reason.RESULT_LOST, lost), now=now)
+        return fail_attempt(draft, effective, Failed(FailureClass.DISRUPTED, Reason.RESULT_LOST, lost), now=now)
     if stage == "prepare":
         results.prepared(draft, said)
         draft.condition(T.RUNNING, False, Reason.POD_PENDING, "the pod is being created")
         return _missing(replace(view, pods=()), draft, effective, now=now)
     results.succeeded(draft, effective, said, now)
-    return _Step()
+    return Step()
 
 
 def _ended_badly(
     draft: Draft, effective: Effective, failed: Failed, *, pods: tuple[PodView, ...], now: datetime
-) -> _Step:
+) -> Step:
     """A run outside a gate has failed with all its outputs: where its message is lost they are collected."""
-    if failed.exit_code == ExitCode.GATE_FAILED and _stage(draft) == "train":
+    if failed.exit_code == ExitCode.GATE_FAILED and current_stage(draft) == "train":
         said = results.result_of(pods, "train")
         if said is None:
             lost = "a gate failed, but the pod's message with the result is gone"
             failed = replace(failed, failure_class=FailureClass.DISRUPTED, reason=Reason.RESULT_LOST, message=lost)
         else:
             results.take_over(draft, effective, said, now)
-    return _failed(draft, effective, failed, now=now)
+    return fail_attempt(draft, effective, failed, now=now)
 
 
 def _of(pod: PodView, draft: Draft) -> bool:
     return draft.status.job is not None and pod.child == draft.status.job.name
 
 
-def _failed(draft: Draft, effective: Effective, failed: Failed, *, now: datetime) -> _Step:
-    """Charge the failure, then either end the job or move on to the next attempt."""
-    retries, status = effective.spec.lifecycle.retries, draft.status
-    stage = _stage(draft)
-    charged = retry.charge(status.restarts, failed.failure_class)
-    final = retry.refusal(charged, failed.failure_class, failed.reason, retries)
-    draft.set(restarts=charged, last_failure=_record(failed, status.attempt or 1, stage=stage, now=now), job=None)
-    current = T.RUNNING if stage == "train" else T.PREPARED
-    if stage == "train":
-        draft.condition(T.PODS_READY, False, Reason.POD_FAILED, "the pods have ended")
-    if final:
-        draft.set(completion_time=format_time(now))
-        draft.condition(current, False, Reason.POD_FAILED, failed.message)
-        draft.condition(T.FAILED, True, final, failed.message)
-        return _Step()
-    draft.set(attempt=(status.attempt or 1) + 1)
-    draft.condition(current, False, Reason.RESTARTING, f"{failed.reason}: {failed.message}")
-    due = retry.not_before(draft.status, retries)
-    return _Step(requeue_after=(due - now).total_seconds() if due else 0.0)
-
-
-def _record(failed: Failed, attempt: int, *, stage: str, now: datetime) -> LastFailure:
-    return LastFailure(
-        failure_class=failed.failure_class,
-        reason=failed.reason,
-        exit_code=failed.exit_code,
-        attempt=attempt,
-        stage=stage,
-        pod=failed.pod,
-        message=failed.message,
-        log_tail=failed.log_tail,
-        time=format_time(now),
-    )
-
-
-def _active(view: View, draft: Draft, effective: Effective, *, now: datetime, settings: PolicySettings) -> _Step:
+def _active(view: View, draft: Draft, effective: Effective, *, now: datetime, settings: PolicySettings) -> Step:
     pods = tuple(pod for pod in view.pods if _of(pod, draft))
     if any(waiting.is_lost(pod, now) for pod in pods):
-        child = draft.status.job
         lost = Failed(FailureClass.DISRUPTED, Reason.EVICTED, "the node was lost with the pod on it")
-        step = _failed(draft, effective, lost, now=now)
-        return replace(step, delete=(child.name,) if child else ())
-    _say_how_far(draft, pods, wanted=effective.spec.resources.nodes if _stage(draft) == "train" else 1)
+        return give_up_attempt(draft, effective, lost, now=now)
+    _say_how_far(draft, pods, wanted=effective.spec.resources.nodes if current_stage(draft) == "train" else 1)
+    _note_start(draft, now)
     waits = [(due - now).total_seconds() for pod in pods if (due := waiting.lost_after(pod))]
     waits += _progress(view, draft, effective, now=now, settings=settings)
-    return _Step(requeue_after=max(0.1, min(waits)) if waits else None)
+    lifecycle = effective.spec.lifecycle
+    if still := deadlines.stalled(draft, lifecycle, now):
+        stall = Failed(FailureClass.INFRASTRUCTURE, Reason.STALL_TIMEOUT, still)
+        return give_up_attempt(draft, effective, stall, now=now)
+    if stalls := deadlines.stalls_at(draft, lifecycle):
+        waits.append((stalls - now).total_seconds())
+    return Step(requeue_after=max(0.1, min(waits)) if waits else None)
+
+
+def _note_start(draft: Draft, now: datetime) -> None:
+    if draft.is_true(T.RUNNING) and draft.status.training_start_time is None:
+        draft.set(training_start_time=format_time(now))
 
 
 def _say_how_far(draft: Draft, pods: tuple[PodView, ...], *, wanted: int) -> None:

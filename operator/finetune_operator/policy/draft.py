@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Phase, Reason
-from finetune_operator.api.parse import format_time
+from finetune_operator.api.parse import format_time, parse_time
 from finetune_operator.api.status import Condition, FineTuneJobStatus
 from finetune_operator.api.views import JobView
 
@@ -19,7 +19,7 @@ class Draft:
     """A status being decided: starts as what is stored, ends as what is to be stored."""
 
     def __init__(self, job: JobView, now: datetime) -> None:
-        self._job, self._now = job, now
+        self._job, self.now = job, now
         self._conditions = {condition.type: condition for condition in job.status.conditions}
         self.status = job.status
 
@@ -36,13 +36,17 @@ class Draft:
             status=status,
             reason=reason,
             message=message[:MAX_MESSAGE],
-            last_transition_time=old.last_transition_time if old and old.status == status else format_time(self._now),
+            last_transition_time=old.last_transition_time if old and old.status == status else format_time(self.now),
             observed_generation=self._job.generation,
         )
 
     def is_true(self, kind: T) -> bool:
         """Whether a condition holds, in this draft."""
         return kind in self._conditions and self._conditions[kind].status == "True"
+
+    def since(self, kind: T) -> datetime | None:
+        """When a condition became what it is."""
+        return parse_time(self._conditions[kind].last_transition_time) if kind in self._conditions else None
 
     def reason(self, kind: T) -> str:
         """The reason of a condition, or nothing."""
@@ -62,17 +66,18 @@ class Draft:
         )
 
     def _phase(self) -> Phase:
-        if self.is_true(T.COMPLETE):
-            return Phase.SUCCEEDED
-        if self.is_true(T.FAILED):
-            return Phase.FAILED
-        if not self.is_true(T.VALIDATED):
-            return Phase.PENDING
-        if Reason.RESTARTING in (self.reason(T.PREPARED), self.reason(T.RUNNING)):
-            return Phase.RESTARTING
-        if not self.is_true(T.PREPARED):
-            return Phase.PREPARING
-        return Phase.RUNNING if self.is_true(T.RUNNING) else Phase.STARTING
+        restarting = Reason.RESTARTING in (self.reason(T.PREPARED), self.reason(T.RUNNING))
+        stages = (
+            (self.is_true(T.COMPLETE), Phase.SUCCEEDED),
+            (self.is_true(T.FAILED), Phase.FAILED),
+            (not self.is_true(T.VALIDATED), Phase.PENDING),
+            (self.is_true(T.SUSPENDED), Phase.SUSPENDED),
+            (self.reason(T.SUSPENDED) == Reason.SUSPENDING, Phase.SUSPENDING),
+            (restarting, Phase.RESTARTING),
+            (not self.is_true(T.PREPARED), Phase.PREPARING),
+            (self.is_true(T.RUNNING), Phase.RUNNING),
+        )
+        return next((phase for holds, phase in stages if holds), Phase.STARTING)
 
     def _kstatus(self, phase: Phase) -> None:
         """Ready only when complete; Stalled when nothing moves until somebody acts (job-traps 23)."""
@@ -89,4 +94,6 @@ class Draft:
             return [T.COMPLETE if phase == Phase.SUCCEEDED else T.FAILED]
         if phase == Phase.PENDING:
             return [T.VALIDATED]
+        if phase in (Phase.SUSPENDED, Phase.SUSPENDING):
+            return [T.SUSPENDED]
         return [T.RUNNING if self.is_true(T.PREPARED) else T.PREPARED]

@@ -41,6 +41,8 @@ class Plan:
     create: ChildRequest | None = None
     delete: tuple[str, ...] = ()
     """Names of batch Jobs to delete."""
+    delete_self: bool = False
+    """Delete the FineTuneJob: its time after the end has passed."""
     events: tuple[EventRequest, ...] = ()
     """To emit once the status is written."""
     requeue_after: float | None = None

@@ -33,7 +33,9 @@ def take_over(draft: Draft, report: ProgressReport, output_uri: str) -> None:
     }
     known = {name: value for name, value in said.items() if value is not None}
     base = old or Progress(updated_at=format_time(report.received_at))
-    draft.set(progress=base.model_copy(update={**known, "updated_at": format_time(report.received_at)}))
+    time = format_time(report.received_at)
+    moved = {"last_step_time": time} if report.step is not None and report.step != (old and old.step) else {}
+    draft.set(progress=base.model_copy(update={**known, **moved, "updated_at": time}))
     _usage(draft, report)
     if report.checkpoint_step is not None:
         _checkpoint(draft, report, output_uri)

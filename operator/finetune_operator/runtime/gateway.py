@@ -46,6 +46,9 @@ class Gateway(Protocol):
     async def delete_job(self, namespace: str, name: str) -> None:
         """Delete a batch Job and its pods in the background; nothing there is no error."""
 
+    async def delete_finetunejob(self, job: JobView) -> None:
+        """Delete a FineTuneJob, unless it is another one by now."""
+
     async def write_status(self, job: JobView, patch: Body) -> Body | None:
         """Merge a patch into the status, if the object still has the view's resourceVersion; return the object.
         None if it is gone. Raises ConflictError.

@@ -82,6 +82,9 @@ class Reconciler:
             if written is None:
                 return None
             job = written
+        if plan.delete_self:
+            await self._gateway.delete_finetunejob(job)
+            return None
         for name in plan.delete:
             await self._gateway.delete_job(job.namespace, name)
         if plan.create:

@@ -1,0 +1,72 @@
+"""How an attempt ends, and with it perhaps the job: the failure is charged, and the next attempt follows or none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from finetune_operator.api.conditions import ConditionType as T
+from finetune_operator.api.conditions import Reason
+from finetune_operator.api.parse import format_time
+from finetune_operator.api.status import LastFailure
+from finetune_operator.api.views import Stage
+from finetune_operator.policy import retry
+from finetune_operator.policy.draft import Draft
+from finetune_operator.policy.effective import Effective
+from finetune_operator.policy.failures import Failed
+from finetune_operator.policy.step import Step
+
+
+def current_stage(draft: Draft) -> Stage:
+    """Return the stage that the current attempt is in."""
+    return "train" if draft.is_true(T.PREPARED) else "prepare"
+
+
+def fail_attempt(draft: Draft, effective: Effective, failed: Failed, *, now: datetime) -> Step:
+    """Charge the failure, then either end the job or move on to the next attempt."""
+    retries, status = effective.spec.lifecycle.retries, draft.status
+    stage = current_stage(draft)
+    charged = retry.charge(status.restarts, failed.failure_class)
+    final = retry.refusal(charged, failed.failure_class, failed.reason, retries)
+    draft.set(restarts=charged, last_failure=_record(failed, status.attempt or 1, stage=stage, now=now), job=None)
+    if stage == "train":
+        draft.condition(T.PODS_READY, False, Reason.POD_FAILED, "the pods have ended")
+    if final:
+        fail_job(draft, final, failed.message, now=now)
+        return Step()
+    draft.set(attempt=(status.attempt or 1) + 1)
+    draft.condition(_current(stage), False, Reason.RESTARTING, f"{failed.reason}: {failed.message}")
+    due = retry.not_before(draft.status, retries)
+    return Step(requeue_after=(due - now).total_seconds() if due else 0.0)
+
+
+def give_up_attempt(draft: Draft, effective: Effective, failed: Failed, *, now: datetime) -> Step:
+    """End an attempt that has not ended by itself."""
+    child = draft.status.job
+    step = fail_attempt(draft, effective, failed, now=now)
+    return replace(step, delete=(child.name,) if child else ())
+
+
+def fail_job(draft: Draft, reason: str, message: str, *, now: datetime) -> None:
+    """End the job for good."""
+    draft.set(completion_time=format_time(now))
+    draft.condition(_current(current_stage(draft)), False, Reason.POD_FAILED, message)
+    draft.condition(T.FAILED, True, reason, message)
+
+
+def _current(stage: Stage) -> T:
+    return T.RUNNING if stage == "train" else T.PREPARED
+
+
+def _record(failed: Failed, attempt: int, *, stage: str, now: datetime) -> LastFailure:
+    return LastFailure(
+        failure_class=failed.failure_class,
+        reason=failed.reason,
+        exit_code=failed.exit_code,
+        attempt=attempt,
+        stage=stage,
+        pod=failed.pod,
+        message=failed.message,
+        log_tail=failed.log_tail,
+        time=format_time(now),
+    )

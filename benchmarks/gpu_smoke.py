@@ -1,6 +1,7 @@
 """Each method once through `finetune run` on this machine's GPU, or its CPU where it has none:
 
     python -m benchmarks.gpu_smoke --tokenizer FOLDER [--size 1b|tiny] [--methods LoRA QLoRA Full]
+                                   [--gpus N --zero-stage 0|2|3]
 
 The model is random, of a real shape, made here: what is shown is that the one code path works on the card, what it
 costs, and whether the memory estimate was right; not quality. One JSON line a method, versions in the first.
@@ -49,8 +50,10 @@ def make_model(folder: Path, tokenizer: Path, shape: dict[str, int]) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def job(method: str, folder: Path, steps: int) -> dict[str, Any]:
+def job(method: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return the manifest of one run, all on this machine's disk."""
+    steps = options.steps
+    shared = {"deepspeed": {"zeroStage": options.zero_stage}} if options.zero_stage is not None else {}
     return {
         "apiVersion": "finetuning.dev/v1alpha1",
         "kind": "FineTuneJob",
@@ -64,14 +67,16 @@ def job(method: str, folder: Path, steps: int) -> dict[str, Any]:
             # A checkpoint of Full is twelve bytes a parameter: one is enough to show that it works.
             "checkpoint": {"everySteps": steps, "keep": 1},
             "evaluation": {"metrics": ["exactMatch"], "maxExamples": 8, "maxNewTokens": 16},
+            "resources": {"gpusPerNode": options.gpus},
+            **shared,
         },
     }
 
 
-def run(method: str, folder: Path, steps: int) -> dict[str, Any]:
+def run(method: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run one method; return its figures."""
     manifest = folder / f"{method}.json"
-    manifest.write_text(json.dumps(job(method, folder, steps)))
+    manifest.write_text(json.dumps(job(method, folder, options)))
     start = time.monotonic()
     command = [sys.executable, "-m", "finetune_operator.cli", "run", str(manifest), "--work-dir", str(folder / "work")]
     code = subprocess.run(command, env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}, check=False).returncode
@@ -107,6 +112,8 @@ def main() -> int:
     parser.add_argument("--size", choices=sorted(SHAPES), default="1b")
     parser.add_argument("--methods", nargs="+", default=["LoRA", "QLoRA", "Full"])
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--zero-stage", type=int)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gpu-smoke-") as scratch:
         folder = Path(scratch)
@@ -114,7 +121,7 @@ def main() -> int:
             json.dumps(environment(make_model(folder / "model", options.tokenizer, SHAPES[options.size]))), flush=True
         )
         write_lines(folder / "data.jsonl", chats(600))
-        results = [run(method, folder, options.steps) for method in options.methods]
+        results = [run(method, folder, options) for method in options.methods]
     for result in results:
         print(json.dumps(result), flush=True)
     return int(any(result["exit"] for result in results))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -48,6 +48,8 @@ class World:
     """The gloo group; None with one process."""
     in_step: bool = False
     """No process has the model's whole weights, so that each takes part in every pass of each other."""
+    whole_weights: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Inside, every process has them nevertheless where they fit; all enter together."""
 
     @property
     def first(self) -> bool:
@@ -184,10 +186,10 @@ def join() -> None:
     WORLD = World(rank=rank, size=size, local_rank=local_rank, group=group)
 
 
-def pass_in_step() -> None:
+def pass_in_step(whole_weights: Callable[[], AbstractContextManager[None]]) -> None:
     """From now on every process takes part in each pass through the model."""
     global WORLD  # noqa: PLW0603
-    WORLD = replace(WORLD, in_step=True)
+    WORLD = replace(WORLD, in_step=True, whole_weights=whole_weights)
 
 
 def told_to_stop() -> bool:

@@ -38,7 +38,8 @@ def answers(
         return list(zip(chosen, texts, strict=True))
 
     try:
-        answered = world().share(batches, answer, safe_point=stop_if_told)
+        with world().whole_weights():  # gathered once, not for each token of each answer
+            answered = world().share(batches, answer, safe_point=stop_if_told)
     finally:
         model.config.use_cache = model_cache
         model.train(was_training)

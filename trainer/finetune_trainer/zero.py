@@ -19,6 +19,7 @@ import torch
 from torch import distributed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import SCHEDULER_NAME
+from trl.models.utils import add_hooks, remove_hooks
 
 from finetune_contract.deepspeed_spec import PARTITIONED_WEIGHTS, Offload
 from finetune_contract.prepared import Resolved
@@ -118,7 +119,7 @@ def save_gathered(model: Any, folder: Path) -> None:
     state = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad or not adapters:
-            with zero_state.gathered(parameter):
+            with zero_state.gathered([parameter]):
                 if world().first:
                     state[name] = parameter.detach().cpu().clone()
     if not world().first:
@@ -135,7 +136,7 @@ def put_gathered(model: Any, folder: Path) -> None:
     saved = _saved_weights(folder) if world().first else {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            with zero_state.gathered(parameter, changed=True):
+            with zero_state.gathered([parameter], changed=True):
                 if world().first:
                     # PEFT leaves the adapter's name out.
                     parameter.data.copy_(saved[name.replace(".default.", ".")])
@@ -181,7 +182,7 @@ class ZeroTrainer(RankedTrainer):
         self._wrapped, _ = super()._prepare_for_training(self.args.max_steps, None, None)
         self.accelerator.free_memory = lambda *objects: objects  # it would destroy the engine when `train` begins
         if self.shares_weights:
-            pass_in_step()
+            pass_in_step(self._whole_weights)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         if self._wrapped is None:
@@ -254,6 +255,20 @@ class ZeroTrainer(RankedTrainer):
             zero_state.load(self._wrapped, Path(resume_from_checkpoint))
         else:
             self._load_weights(Path(resume_from_checkpoint))
+
+    @contextmanager
+    def _whole_weights(self) -> Iterator[None]:
+        """Have every process hold all weights inside, for passes without gradients, if each has room for them."""
+        if not min(world().gather(zero_state.fits_whole(self.model))):
+            yield
+            return
+        self._let_go()
+        with zero_state.gathered(list(self.model.parameters())):
+            remove_hooks(self._wrapped)  # they would let go of each layer when it is passed
+            try:
+                yield
+            finally:
+                add_hooks(self._wrapped)
 
     def _let_go(self) -> None:
         """Drop weights that were gathered ahead for a next layer: what is under way can be neither read nor set."""

@@ -25,6 +25,8 @@ FILE_BYTES = 1 << 30
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _STEP = "step"
+_ROOM = 0.7
+"""Share of the free memory that gathered weights may take: keys, values and the allocator need some."""
 # What stages 1 to 3 call their shares in float32; the middle one is stage 1 with bfloat16.
 _SHARES = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
 
@@ -141,7 +143,7 @@ def _put(parameter: Any, kind: str, value: torch.Tensor) -> None:
         safe_set_local_optimizer_state(parameter, share, moment)
     else:
         safe_set_local_fp32_param(parameter, share)
-        with gathered(parameter, changed=True):
+        with gathered([parameter], changed=True):
             if world().first:
                 parameter.data.copy_(value)
 
@@ -152,8 +154,17 @@ def _share(value: torch.Tensor, size: int) -> torch.Tensor:
     return torch.nn.functional.pad(flat, (0, size - len(flat)))
 
 
-def gathered(parameter: Any, *, changed: bool = False) -> Any:
-    """Have a partitioned parameter whole inside; `changed`: what the first process makes of it holds for all."""
+def gathered(parameters: list[Any], *, changed: bool = False) -> Any:
+    """Have partitioned parameters whole inside; `changed`: what the first process makes of them holds for all."""
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if changed else None)
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if changed else None)
+
+
+def fits_whole(model: Any) -> bool:
+    """Whether this process has room for the partitioned weights beside what it holds; on a CPU it is not asked."""
+    if not torch.cuda.is_available():
+        return True
+    needed: int = sum(one.ds_numel * one.element_size() for one in model.parameters() if hasattr(one, "ds_numel"))
+    free: int = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return needed < _ROOM * free

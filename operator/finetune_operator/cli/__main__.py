@@ -1,4 +1,4 @@
-"""`finetune`: what a user can do without a cluster. Each command is a module; only the one that runs is imported far.
+"""`finetune`: a job checked, measured and run without a cluster, and followed in one. Only what runs is imported far.
 
 Nothing here imports torch, kopf or a Kubernetes client: `finetune validate` answers in a fraction of a second.
 """
@@ -10,7 +10,11 @@ import os
 import sys
 from importlib import import_module
 
-COMMANDS = ("validate", "estimate", "run", "samples", "verify")
+COMMANDS = {
+    **{name: name for name in ("validate", "estimate", "run", "samples", "verify", "status", "watch", "logs")},
+    **dict.fromkeys(("suspend", "resume", "rerun", "cancel"), "control"),
+}
+"""The module of each command."""
 _EPILOG = """\
 examples:
   finetune validate job.yaml                        is it right? (no cluster needed)
@@ -18,6 +22,9 @@ examples:
   finetune run job.yaml                             the same job on this machine
   finetune samples job.yaml                         what the model answered, step by step
   finetune verify s3://models/support-bot/run-1     are all outputs there and undamaged?
+  finetune watch support-bot                        a job of the cluster, until it has ended
+
+In a cluster: status, watch, logs, suspend, resume, rerun and cancel, also as `kubectl finetune COMMAND`.
 
 `finetune COMMAND --help` says more about each.
 """
@@ -46,7 +53,8 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Of the modules only the one that is asked for is imported: `validate` needs a third of what `run` does.
-    for name in COMMANDS if wanted not in COMMANDS else (wanted,):
+    modules = dict.fromkeys(COMMANDS.values()) if wanted not in COMMANDS else (COMMANDS[wanted],)
+    for name in modules:
         import_module(f"finetune_operator.cli.{name}").add_parser(commands)
     return parser
 

@@ -1,0 +1,47 @@
+"""`finetune status`: how a cluster's jobs stand, in words."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import UTC, datetime
+
+from finetune_operator.cli.job_lines import describe, table
+from finetune_operator.cli.kubectl import KubectlError, add_cluster_arguments, complain, kubectl_of
+
+_EPILOG = """\
+examples:
+  finetune status                    all jobs of the namespace
+  finetune status support-bot        one job: where it stands, why it waits, what went wrong, where its outputs lie
+  finetune status support-bot -o json
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "status",
+        help="show how a cluster's jobs stand",
+        description="Show how the FineTuneJobs of a namespace stand, or all about one.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?", help="name of a FineTuneJob (default: all of them)")
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default: text")
+    add_cluster_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask and show."""
+    kubectl = kubectl_of(arguments)
+    try:
+        found = [kubectl.job(arguments.name)] if arguments.name else kubectl.jobs()
+    except KubectlError as error:
+        return complain("status", error)
+    if arguments.output == "json":
+        print(json.dumps(found[0] if arguments.name else found, indent=1))
+        return 0
+    lines = describe(found[0], datetime.now(UTC)) if arguments.name else table(found, datetime.now(UTC))
+    print(*lines, sep="\n")
+    return 0

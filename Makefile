@@ -71,7 +71,7 @@ lint: $(STAMP) ## Check format, rules, types, import directions, and that genera
 	$(BIN)/python -m dev.generated --check
 
 test: venv ## Run the whole suite, end to end included
-	$(PYTEST) -n $(WORKERS) --dist loadfile
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-unit: $(STAMP) ## Run what needs no process beside it: the inner loop, under a minute
 	$(PYTEST) -n $(WORKERS) tests/unit

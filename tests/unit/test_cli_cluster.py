@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from finetune_operator.api.parse import parse_job
-from finetune_operator.cli.__main__ import COMMANDS, main
+from finetune_operator.cli.__main__ import main
 from finetune_operator.cli.control import patch_of
 from finetune_operator.cli.job_lines import describe, table
 from finetune_operator.cli.kubectl import Kubectl, KubectlError
@@ -141,11 +141,3 @@ def test_without_kubectl_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys
 )
 def test_a_word_is_a_patch(command: str, patch: dict[str, Any]) -> None:
     assert patch_of(command, datetime(2026, 11, 24, 12, tzinfo=UTC)) == patch
-
-
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_every_command_helps(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
-    assert ended.value.code == 0
-    assert command in capsys.readouterr().out

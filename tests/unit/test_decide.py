@@ -185,6 +185,33 @@ def test_retries_wait_longer_each_time_and_end_with_the_budget() -> None:
     assert story.job.status.last_failure.reason == "StorageUnavailable"
 
 
+def runs_out_of_memory(story: Story, *, attempt: int) -> None:
+    train = make_child("train", attempt=attempt)
+    story.sees(train, pods=(make_pod(train),))
+    story.sees(failed_child("train", ExitCode.OUT_OF_MEMORY, attempt=attempt))
+    story.passes(300)
+    story.sees()
+
+
+def test_after_memory_ran_out_attempts_take_half_the_micro_batch_down_to_one_example() -> None:
+    story = Story(make_spec(lifecycle={"retries": {"max": 9}}))
+    story.is_prepared()
+    tried = []
+    for attempt in (1, 2, 3):
+        runs_out_of_memory(story, attempt=attempt)
+        assert story.job.status.resolved is not None
+        tried.append((story.job.status.attempt, story.job.status.resolved.micro_batch_size, story.phase))
+    assert tried == [(2, 2, "Restarting"), (3, 1, "Restarting"), (3, 1, "Failed")]
+    assert story.condition("Failed") == ("True", "OutOfMemory")
+
+
+def test_where_less_is_not_wanted_memory_that_ran_out_ends_the_job() -> None:
+    story = Story(make_spec(lifecycle={"retries": {"onOutOfMemory": "Fail"}}))
+    story.is_prepared()
+    runs_out_of_memory(story, attempt=1)
+    assert story.condition("Failed") == ("True", "OutOfMemory")
+
+
 def test_the_next_attempt_is_not_created_before_its_time() -> None:
     story = Story()
     train = story.is_prepared()

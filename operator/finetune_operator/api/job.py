@@ -90,6 +90,13 @@ class Scheduling(Model):
     """PriorityClass of the pods. May be changed while the job runs; the next attempt has it."""
 
 
+class OnOutOfMemory(StrEnum):
+    """What follows when memory ran out."""
+
+    REDUCE_MICRO_BATCH = "ReduceMicroBatch"
+    FAIL = "Fail"
+
+
 class Retries(Model):
     """How failures are retried. Disruptions (preemption, eviction, a lost node) are retried without charge."""
 
@@ -97,6 +104,8 @@ class Retries(Model):
     """Failures after which the job fails for good. Errors of the user are never retried."""
     backoff_seconds: Annotated[int, Field(ge=0, le=3600)] = 10
     """Wait before the first retry; doubles with each, up to 5 minutes."""
+    on_out_of_memory: OnOutOfMemory = OnOutOfMemory.REDUCE_MICRO_BATCH
+    """When memory ran out: the next attempt takes half the micro-batch, at the same batchSize (ReduceMicroBatch), or the job fails (Fail). With one example at a time it fails."""
 
 
 class OnSpecChange(StrEnum):

@@ -175,6 +175,8 @@ class ResolvedStatus(Model):
     """sha256 of prepared.json."""
     training: Resolved | None = None
     """What prepare chose."""
+    micro_batch_size: int | None = None
+    """Largest micro-batch of the next attempt, since memory ran out with a larger one; batchSize stays what it is."""
 
 
 class FineTuneJobStatus(Model):

@@ -17,9 +17,13 @@ def build_run_config(
     resolved = job.status.resolved
     memory = spec.resources.gpu_memory or profile.gpu.memory
     gpus = spec.resources.gpus
+    tuning = {name: getattr(spec, name) for name in TuningSpec.model_fields}
+    if resolved and resolved.micro_batch_size:
+        less = {"micro_batch_size": resolved.micro_batch_size}
+        tuning["hyperparameters"] = spec.hyperparameters.model_copy(update=less)
     return RunConfig(
         job=JobIdentity(name=job.name, namespace=job.namespace, uid=job.uid, run=run, attempt=attempt),
-        spec=TuningSpec(**{name: getattr(spec, name) for name in TuningSpec.model_fields}),
+        spec=TuningSpec(**tuning),
         device=Device(
             gpus=gpus,
             nodes=spec.resources.nodes,

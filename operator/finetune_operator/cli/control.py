@@ -10,6 +10,13 @@ from typing import Any
 from finetune_operator.api import constants as c
 from finetune_operator.cli.kubectl import KubectlError, add_cluster_arguments, complain, kubectl_of
 
+_EPILOG = """\
+examples:
+  finetune {name} support-bot
+  finetune {name} support-bot --namespace team
+
+exit code: 0, or 1 with the server's words if it was not done
+"""
 _SUSPEND = "end the attempt after a checkpoint and free its GPUs; `resume` goes on from there"
 _RESUME = "go on after `suspend`"
 _RERUN = "run the same spec again, with outputs of its own"
@@ -26,7 +33,13 @@ _DONE = {
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe all four commands."""
     for name, text in (("suspend", _SUSPEND), ("resume", _RESUME), ("rerun", _RERUN), ("cancel", _CANCEL)):
-        parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        parser = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=_EPILOG.format(name=name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         parser.add_argument("name", metavar="NAME", help="name of the FineTuneJob")
         add_cluster_arguments(parser)
         parser.set_defaults(run=partial(_run, name))

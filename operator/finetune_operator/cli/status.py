@@ -14,6 +14,8 @@ examples:
   finetune status                    all jobs of the namespace
   finetune status support-bot        one job: where it stands, why it waits, what went wrong, where its outputs lie
   finetune status support-bot -o json
+
+exit code: 0, or 1 if the job is not there or cannot be read
 """
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+from finetune_contract.exit_codes import FailureClass
 from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Reason
+from finetune_operator.api.job import Retries
 from finetune_operator.api.parse import format_time
 from finetune_operator.api.status import LastFailure
 from finetune_operator.api.views import Stage
@@ -28,6 +30,8 @@ def fail_attempt(draft: Draft, effective: Effective, failed: Failed, *, now: dat
     stage = current_stage(draft)
     charged = retry.charge(status.restarts, failed.failure_class)
     final = retry.refusal(charged, failed.failure_class, failed.reason, retries)
+    if failed.failure_class is FailureClass.OUT_OF_MEMORY and stage == "train":
+        final = final or _take_less(draft, failed, retries)
     draft.set(restarts=charged, last_failure=_record(failed, status.attempt or 1, stage=stage, now=now), job=None)
     if stage == "train":
         draft.condition(T.PODS_READY, False, Reason.POD_FAILED, "the pods have ended")
@@ -38,6 +42,16 @@ def fail_attempt(draft: Draft, effective: Effective, failed: Failed, *, now: dat
     draft.condition(_current(stage), False, Reason.RESTARTING, f"{failed.reason}: {failed.message}")
     due = retry.not_before(draft.status, retries)
     return Step(requeue_after=(due - now).total_seconds() if due else 0.0)
+
+
+def _take_less(draft: Draft, failed: Failed, retries: Retries) -> str | None:
+    """Have the next attempt take a smaller micro-batch; return the reason to end if there is none."""
+    resolved = draft.status.resolved
+    smaller = retry.smaller_micro_batch(resolved, retries)
+    if resolved is None or smaller is None:
+        return failed.reason
+    draft.set(resolved=resolved.model_copy(update={"micro_batch_size": smaller}))
+    return None
 
 
 def give_up_attempt(draft: Draft, effective: Effective, failed: Failed, *, now: datetime) -> Step:

@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 
 from finetune_contract.exit_codes import FailureClass
 from finetune_operator.api.conditions import Reason
-from finetune_operator.api.job import Retries
+from finetune_operator.api.job import OnOutOfMemory, Retries
 from finetune_operator.api.parse import parse_time
-from finetune_operator.api.status import FineTuneJobStatus, Restarts
+from finetune_operator.api.status import FineTuneJobStatus, ResolvedStatus, Restarts
 
 MAX_DISRUPTIONS = 100
 MAX_BACKOFF = 300
@@ -35,6 +35,13 @@ def refusal(charged: Restarts, failure_class: FailureClass, reason: str, retries
         # With no retries at all the failure itself is the better word.
         return reason if retries.max == 0 else Reason.RESTART_BUDGET_EXCEEDED
     return Reason.RESTART_BUDGET_EXCEEDED if charged.disruptions > MAX_DISRUPTIONS else None
+
+
+def smaller_micro_batch(resolved: ResolvedStatus | None, retries: Retries) -> int | None:
+    """Return the micro-batch to try after memory ran out in training, or None if there is none."""
+    if resolved is None or resolved.training is None or retries.on_out_of_memory is OnOutOfMemory.FAIL:
+        return None
+    return (resolved.micro_batch_size or resolved.training.micro_batch_size) // 2 or None
 
 
 def not_before(status: FineTuneJobStatus, retries: Retries) -> datetime | None:

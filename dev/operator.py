@@ -34,7 +34,7 @@ class LocalOperator:
         """Take a cluster, and FINETUNE_ settings by their lower-case names: `progress_seconds="0"`."""
         self._cluster = cluster
         self._settings = {f"FINETUNE_{name.upper()}": value for name, value in settings.items()}
-        self._status_port, self._liveness_port = free_ports(2)
+        self._status_port, self._liveness_port, self.metrics_port = free_ports(3)
         self._part: Part | None = None
         self.log = cluster.run_dir / "operator.log"
 
@@ -76,6 +76,12 @@ class LocalOperator:
         self._running.stop()
         self._part = None
 
+    def metrics(self) -> dict[str, float]:
+        """Return what /metrics serves: values by name and labels."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return {name: float(value) for line in lines if line[:1] != "#" for name, value in [line.rsplit(" ", 1)]}
+
     def __enter__(self) -> Self:
         self.install()
         try:
@@ -102,6 +108,7 @@ class LocalOperator:
                 "FINETUNE_STATUS_BIND": f"127.0.0.1:{self._status_port}",
                 "FINETUNE_STATUS_URL": self.status_url,
                 "FINETUNE_LIVENESS_URL": f"http://127.0.0.1:{self._liveness_port}/healthz",
+                "FINETUNE_METRICS_BIND": f"127.0.0.1:{self.metrics_port}",
                 "FINETUNE_TRAINER_IMAGE": TRAINER_IMAGE,
                 "FINETUNE_LOG_FORMAT": "text",
                 **self._settings,

@@ -50,6 +50,7 @@ def _start(engine: Engine, image: str, flags: tuple[str, ...], kubeconfig: Path)
         "POD_NAMESPACE": NAMESPACE,
         "FINETUNE_STATUS_BIND": f"127.0.0.1:{status}",
         "FINETUNE_LIVENESS_URL": url,
+        "FINETUNE_METRICS_BIND": "",
         "FINETUNE_TRAINER_IMAGE": "finetune-trainer:0.1.0",
     }
     variables = [f"--env={name}={value}" for name, value in env.items()]

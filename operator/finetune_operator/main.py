@@ -15,12 +15,15 @@ from typing import Any
 import kopf
 
 from finetune_operator.api import constants as c
+from finetune_operator.api.conditions import Phase
 from finetune_operator.api.report import ProgressReport
 from finetune_operator.api.views import JobView
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.gateway import KubeGateway
 from finetune_operator.kube.secrets import KubeTlsStore
 from finetune_operator.kube.tokens import KubeTokenReviewer
+from finetune_operator.observability.endpoint import MetricsEndpoint
+from finetune_operator.observability.metrics import Metrics
 from finetune_operator.policy.decide import PolicySettings
 from finetune_operator.progress.certificates import server_names
 from finetune_operator.progress.endpoint import StatusEndpoint
@@ -88,6 +91,8 @@ class Operator:
         directory = Directory(cache=cache, queue=queue, keep=reports.put)
         endpoint = StatusEndpoint(jobs=_PostingJobs(directory), reviewer=KubeTokenReviewer(api))
         await self._stack.enter_async_context(StatusServer(bind=settings.status_bind, endpoint=endpoint, tls=tls))
+        metrics = Metrics(phases=lambda: (job.status.phase or Phase.PENDING for job in cache.jobs), depth=queue.depth)
+        await self._stack.enter_async_context(MetricsEndpoint(bind=settings.metrics_bind, text=metrics.text))
         reconciler = Reconciler(
             cache=cache,
             gateway=gateway,
@@ -95,6 +100,7 @@ class Operator:
             wiring=Wiring(progress_url=self._progress_url, progress_ca=lambda: tls.ca_pem),
             latest=reports.latest,
             clock=lambda: datetime.now(UTC),
+            observer=metrics,
         )
         self.loop = Loop(
             queue=queue,
@@ -103,6 +109,7 @@ class Operator:
             gateway=gateway,
             workers=settings.workers,
             resync_seconds=settings.resync_seconds,
+            observer=metrics,
         )
         task = asyncio.create_task(self.loop.run(), name="operator-loop")
         task.add_done_callback(self._ended)

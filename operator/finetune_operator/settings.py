@@ -28,6 +28,8 @@ class Settings:
     """How pods reach the status server: https://host:port."""
     liveness_url: str
     """Where /healthz is served."""
+    metrics_bind: str
+    """host:port of /metrics; not served when empty."""
     workers: int
     """Jobs that are reconciled at the same time."""
     resync_seconds: float
@@ -48,6 +50,7 @@ class Settings:
             status_bind=env.get("FINETUNE_STATUS_BIND", "0.0.0.0:8443"),
             status_url=env.get("FINETUNE_STATUS_URL", f"https://finetune-operator.{namespace}.svc:8443").rstrip("/"),
             liveness_url=env.get("FINETUNE_LIVENESS_URL", "http://0.0.0.0:8080/healthz"),
+            metrics_bind=env.get("FINETUNE_METRICS_BIND", "0.0.0.0:9090"),
             workers=_number(env, "FINETUNE_WORKERS", "16", int),
             resync_seconds=_number(env, "FINETUNE_RESYNC_SECONDS", "600", float),
             progress_seconds=_number(env, "FINETUNE_PROGRESS_SECONDS", "5", float),

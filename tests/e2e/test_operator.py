@@ -75,6 +75,16 @@ def test_an_infrastructure_failure_is_retried_under_a_new_name(start) -> None:
     assert [name.split("-", 2)[2] for name in names] == ["r1-a1-prep", "r1-a1", "r1-a2"]
 
 
+def test_what_happened_is_counted(start, operator) -> None:
+    before = operator.metrics()
+    start("train=once-40").reaches("Succeeded")
+    counted = {name: value - before.get(name, 0) for name, value in operator.metrics().items()}
+    failure = 'finetune_attempt_failures_total{class="Storage",reason="StorageUnavailable",stage="train"}'
+    assert counted['finetune_job_duration_seconds_count{phase="Succeeded"}'] == 1
+    assert (counted["finetune_attempts_total"], counted[failure]) == (2, 1)
+    assert counted["finetune_job_start_seconds_count"] == 1
+
+
 def test_the_budget_ends(start) -> None:
     job = start("prepare=exit-50", lifecycle={"retries": {"max": 1, "backoffSeconds": 0}})
     status = job.reaches("Failed")

@@ -145,6 +145,7 @@ def test_the_active_deadline_ends_the_job_and_its_attempt() -> None:
     plan = story.sees(train, pods=(pod,))
     assert plan.delete == (train.name,)
     assert story.condition("Failed") == ("True", "DeadlineExceeded")
+    assert (story.condition("PodsReady")[0], story.condition("Running")[0]) == ("False", "False")
     assert story.sees(train, pods=(pod,)).delete == (train.name,)  # the deletion was lost
     assert story.sees(replace(train, deleting=True), pods=(pod,)).delete == ()
 

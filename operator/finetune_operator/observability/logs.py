@@ -6,6 +6,9 @@ import json
 import logging
 from datetime import UTC, datetime
 
+ABOUT = ("job", "run", "attempt", "phase")
+"""What a line may say about a FineTuneJob, in fields of its own: `extra` of the call."""
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line, with the names that log collectors know."""
@@ -18,6 +21,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        line |= {name: getattr(record, name) for name in ABOUT if hasattr(record, name)}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

@@ -103,7 +103,7 @@ def refused(job: JobView, now: datetime, message: str) -> Plan:
 
 
 def is_terminal(status: FineTuneJobStatus) -> bool:
-    """Whether the job has ended: nothing is ever done about it again."""
+    """Whether the job has ended: nothing follows but a new run, if one is asked for, and what cleans up."""
     return any(item.type in (T.COMPLETE, T.FAILED) and item.status == "True" for item in status.conditions)
 
 

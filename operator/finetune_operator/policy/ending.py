@@ -64,6 +64,8 @@ def give_up_attempt(draft: Draft, effective: Effective, failed: Failed, *, now: 
 def fail_job(draft: Draft, reason: str, message: str, *, now: datetime) -> None:
     """End the job for good."""
     draft.set(completion_time=format_time(now))
+    if draft.is_true(T.PODS_READY):
+        draft.condition(T.PODS_READY, False, Reason.POD_FAILED, "the pods end")
     draft.condition(_current(current_stage(draft)), False, Reason.POD_FAILED, message)
     draft.condition(T.FAILED, True, reason, message)
 

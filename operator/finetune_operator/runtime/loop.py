@@ -11,6 +11,7 @@ import time
 
 from finetune_operator.runtime.feed import Feed
 from finetune_operator.runtime.gateway import ApiError, ConflictError, Gateway
+from finetune_operator.runtime.observer import Nobody, Observer
 from finetune_operator.runtime.queue import WorkQueue
 from finetune_operator.runtime.reconciler import Reconciler
 
@@ -30,9 +31,11 @@ class Loop:
         gateway: Gateway,
         workers: int,
         resync_seconds: float,
+        observer: Observer | None = None,
     ) -> None:
         self._queue, self._reconciler, self._feed, self._gateway = queue, reconciler, feed, gateway
         self._workers, self._resync_seconds = workers, resync_seconds
+        self._observer = observer or Nobody()
         self._last_resync = time.monotonic()
 
     async def run(self) -> None:
@@ -77,17 +80,22 @@ class Loop:
                 self._queue.done(key)
 
     async def _reconcile(self, key: tuple[str, str]) -> None:
+        began = time.monotonic()
         try:
             after = await self._reconciler.reconcile(key)
         except ConflictError as error:
+            self._observer.failed(error)
             # The watch brings what was written; look again soon even if it does not.
             log.debug("%s/%s changed meanwhile: %s", *key, error)
             self._queue.add_after(key, 0.2)
         except ApiError as error:
+            self._observer.failed(error)
             log.warning("%s/%s: %s; again in %.1f s", *key, error, self._queue.retry(key))
-        except Exception:
+        except Exception as error:
+            self._observer.failed(error)
             log.exception("%s/%s: a bug; again in %.1f s", *key, self._queue.retry(key))
         else:
+            self._observer.reconciled(time.monotonic() - began)
             self._queue.succeeded(key)
             if after is not None:
                 self._queue.add_after(key, after)

@@ -80,7 +80,7 @@ class WorkQueue:
             self._ready.append(key)
             self._wake.set()
 
-    def oldest_wait(self) -> int:
+    def depth(self) -> int:
         """Return how many keys wait for a worker."""
         return len(self._ready)
 

@@ -19,6 +19,7 @@ from finetune_operator.policy.decide import PolicySettings, decide, is_terminal,
 from finetune_operator.policy.plan import Plan
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.gateway import ConflictError, Gateway, RejectedError
+from finetune_operator.runtime.observer import Nobody, Observer
 from finetune_operator.runtime.patch import merge_patch
 
 log = logging.getLogger(__name__)
@@ -46,9 +47,11 @@ class Reconciler:
         wiring: Wiring,
         latest: Callable[[str], ProgressReport | None],
         clock: Callable[[], datetime],
+        observer: Observer | None = None,
     ) -> None:
         self._cache, self._gateway, self._settings = cache, gateway, settings
         self._wiring, self._latest, self._clock = wiring, latest, clock
+        self._observer = observer or Nobody()
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring a job one step further; return the seconds after which to look again. Raises ApiError."""
@@ -115,6 +118,9 @@ class Reconciler:
             return None
         written = parse_job(body)
         self._cache.put_job(written)
+        self._observer.wrote(job.status, plan.status)
+        if plan.status.phase != job.status.phase:
+            log.info("%s/%s: %s", *job.key, plan.status.phase, extra=_about(written))
         return written
 
     async def _create(self, job: JobView, plan: Plan) -> None:
@@ -143,7 +149,7 @@ class Reconciler:
         child = parse_child(body)
         if child:
             self._cache.put_child(child, body["metadata"]["resourceVersion"])
-        log.info("created job %s/%s", job.namespace, manifest["metadata"]["name"])
+        log.info("created job %s/%s", job.namespace, manifest["metadata"]["name"], extra=_about(job))
 
     async def _existing(self, job: JobView, name: str) -> dict[str, object]:
         """The name is taken: by our own lost creation, or by somebody else's Job, which is never touched."""
@@ -152,3 +158,10 @@ class Reconciler:
         if body is None or child is None or child.owner_uid != job.uid:
             raise RejectedError(f"the name {name} is taken by a Job that is not this FineTuneJob's")
         return body
+
+
+def _about(job: JobView) -> dict[str, object]:
+    """Return what a log line says about a job in fields of its own."""
+    status = job.status
+    about = {"job": f"{job.namespace}/{job.name}", "run": status.run, "attempt": status.attempt, "phase": status.phase}
+    return {name: value for name, value in about.items() if value is not None}

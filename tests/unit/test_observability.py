@@ -1,0 +1,82 @@
+"""What is counted and logged of a job's life: each change of status once."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from finetune_contract.exit_codes import ExitCode
+from finetune_operator.api.status import FineTuneJobStatus
+from finetune_operator.observability.logs import JsonFormatter
+from finetune_operator.observability.metrics import Metrics
+from tests.support.builders import Story, ended_pod, failed_child, make_child, make_pod, make_spec, trained_message
+
+
+class Counted:
+    """A story whose statuses are counted as they are written."""
+
+    def __init__(self, **lifecycle: object) -> None:
+        self.story = Story(make_spec(lifecycle=lifecycle))
+        self.metrics = Metrics(phases=lambda: [self.story.phase], depth=lambda: 3)
+        self._before = FineTuneJobStatus()
+
+    def count(self) -> None:
+        """Count what has been written since the last time."""
+        self.metrics.wrote(self._before, self.story.job.status)
+        self._before = self.story.job.status
+
+    def value(self, name: str) -> float:
+        """Return a metric by name and labels."""
+        lines = self.metrics.text().decode().splitlines()
+        return next(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def test_a_run_that_succeeds() -> None:
+    counted = Counted()
+    story = counted.story
+    train = story.is_prepared()
+    counted.count()
+    story.passes(90)
+    story.sees(train, pods=(make_pod(train),))
+    counted.count()
+    story.passes(210)
+    done = make_child("train", "complete")
+    story.sees(done, pods=(ended_pod(done, exit_code=0, message=trained_message().encode()),))
+    counted.count()
+    counted.count()
+
+    assert counted.value("finetune_attempts_total") == 1
+    assert counted.value("finetune_job_start_seconds_sum") == 90
+    assert counted.value('finetune_job_duration_seconds_sum{phase="Succeeded"}') == 300
+    assert counted.value('finetune_jobs{phase="Succeeded"}') == 1
+    assert counted.value('finetune_jobs{phase="Running"}') == 0
+    assert counted.value("finetune_queue_depth") == 3
+
+
+def test_failures_are_counted_by_class_reason_and_stage() -> None:
+    counted = Counted()
+    counted.story.is_prepared()
+    counted.count()
+    for attempt in (1, 2):
+        counted.story.sees(failed_child("train", ExitCode.STORAGE_UNAVAILABLE, attempt=attempt))
+        counted.count()
+    failed = 'finetune_attempt_failures_total{class="Storage",reason="StorageUnavailable",stage="train"}'
+    assert counted.value(failed) == 2
+    assert counted.value("finetune_attempts_total") == 3
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), TimeoutError()], ids=lambda error: type(error).__name__)
+def test_reconciles_are_timed_and_their_errors_counted(error: Exception) -> None:
+    counted = Counted()
+    counted.metrics.reconciled(0.02)
+    counted.metrics.failed(error)
+    assert counted.value("finetune_reconcile_duration_seconds_count") == 1
+    assert counted.value(f'finetune_reconcile_errors_total{{error="{type(error).__name__}"}}') == 1
+
+
+def test_a_log_line_says_in_fields_of_its_own_which_job_it_is_about() -> None:
+    record = logging.makeLogRecord({"msg": "team/bot: Running", "name": "x", "job": "team/bot", "run": 2, "attempt": 1})
+    line = json.loads(JsonFormatter().format(record))
+    assert (line["message"], line["job"], line["run"], line["attempt"]) == ("team/bot: Running", "team/bot", 2, 1)

@@ -10,6 +10,7 @@ import pytest
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.spec import TuningSpec
+from finetune_trainer import zero
 from finetune_trainer.deepspeed_config import laid_over, own_config
 from finetune_trainer.errors import TrainerError
 from tests.support.prepared import make_config, make_resolved
@@ -80,6 +81,23 @@ def test_without_a_cluster_a_file_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(TrainerError, match="--deepspeed-config FILE"):
         own_config(spec(), RESOLVED)
     assert own_config(spec(configMapRef=None), RESOLVED) == {}
+
+
+def test_the_engine_is_given_the_trainers_configuration_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"zero_optimization": {"stage": "auto", "reduce_bucket_size": 512}, "wall_clock_breakdown": True}
+    monkeypatch.setenv(paths.ENV_DEEPSPEED_CONFIG, json.dumps(own))
+    monkeypatch.setattr(zero, "_connect", lambda: None)
+    config = make_config(
+        output_uri="file:///o", model_uri="file:///m", method="Full", deepspeed=spec().to_wire()["deepspeed"]
+    )
+
+    settings = zero.sharing_settings(config, RESOLVED, micro_batch=2)
+
+    assert settings is not None
+    sharing = settings["zero_optimization"]
+    assert (sharing["stage"], sharing["reduce_bucket_size"], sharing["contiguous_gradients"]) == (3, 512, True)
+    assert settings["wall_clock_breakdown"] is True
+    assert settings["train_micro_batch_size_per_gpu"] == 2
 
 
 def test_sections_are_laid_over_key_by_key() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 
 from finetune_contract import paths
 from tests.support.prepared import Case
-from tests.support.processes import completed, finished, outcome_of, preempted, trainer, with_processes
+from tests.support.processes import completed, preempted, with_processes
 from tests.support.training import THIRD_PARTY, Outcome, make_case, train
 
 pytestmark = THIRD_PARTY
@@ -89,34 +88,14 @@ def test_one_process_offloads_to_its_node(stage: int, offload: str, tmp_path: Pa
     assert_same(completed(make(tmp_path, stage=stage, processes=1, offload=offload)), alone)
 
 
-def test_a_configuration_of_the_users_own_is_laid_over(tmp_path: Path, alone: Outcome) -> None:
-    own = {"zero_optimization": {"stage": "auto", "reduce_bucket_size": 512}, "wall_clock_breakdown": True}
-    reference = {"zeroStage": 2, "configMapRef": {"name": "team", "key": "ds.json"}}
-    case = make(tmp_path, stage=2, processes=1, spec={"deepspeed": reference}, total_steps=4)
-
-    with trainer(case, **{paths.ENV_DEEPSPEED_CONFIG: json.dumps(own)}) as process:
-        code, log = finished(process)
-
-    assert code == 0, log
-    assert "optimizer_allgather" in log  # what DeepSpeed's breakdown of the time is about
-    assert outcome_of(case).losses[1] == pytest.approx(alone.losses[1], abs=TOLERANCE)
-
-
-@pytest.mark.parametrize("recompute", [pytest.param(False, id="kept"), pytest.param(True, id="recomputed")])
-def test_adapters_on_weights_that_are_shared_out(recompute: bool, tmp_path: Path) -> None:
-    alone = train(make(tmp_path / "alone", stage=0, processes=1, method="LoRA"))
-    case = make(tmp_path / "shared", stage=3, processes=2, method="LoRA", gradient_checkpointing=recompute)
-    shared = completed(case)
-
-    assert_same(shared, alone)
-    file = "adapter/adapter_model.safetensors"
-    torch.testing.assert_close(weights(shared, file), weights(alone, file), atol=2e-3, rtol=0)
-
-
-def test_adapters_on_quantised_weights_that_are_shared_out(tmp_path: Path) -> None:
-    """With recomputation, since bitsandbytes keeps the gathered weights of what is not computed again."""
-    alone = train(make(tmp_path / "alone", stage=0, processes=1, method="QLoRA"))
-    case = make(tmp_path / "shared", stage=3, processes=2, method="QLoRA", gradient_checkpointing=True)
+@pytest.mark.parametrize(
+    ("method", "recompute"),
+    [pytest.param("LoRA", True, id="LoRA, recomputed"), pytest.param("QLoRA", False, id="QLoRA")],
+)
+def test_adapters_on_weights_that_are_shared_out(method: str, recompute: bool, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"method": method, "total_steps": 20, "eval_every_steps": 5}
+    alone = train(make(tmp_path / "alone", stage=0, processes=1, **settings))
+    case = make(tmp_path / "shared", stage=3, processes=2, gradient_checkpointing=recompute, **settings)
     shared = completed(case, **as_with_large_models(tmp_path))
 
     assert_same(shared, alone)
@@ -135,9 +114,16 @@ def test_preferences_on_weights_that_are_shared_out(tmp_path: Path) -> None:
     assert_same(shared, alone)
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A run of stage 3, undisturbed, whose checkpoints are all kept."""
+    case = make(tmp_path_factory.mktemp("source"), stage=3, processes=2, spec={"checkpoint": {"keep": 3}})
+    return completed(case)
+
+
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(stage: int, tmp_path: Path) -> None:
-    undisturbed = completed(make(tmp_path / "undisturbed", stage=stage, processes=2))
+def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(stage: int, source: Outcome, tmp_path: Path) -> None:
+    undisturbed = source if stage == 3 else completed(make(tmp_path / "undisturbed", stage=stage, processes=2))
     case = make(tmp_path / "disturbed", stage=stage, processes=2)
     preempted(case, once="checkpoint of step 20 stored")
 
@@ -155,9 +141,8 @@ def test_a_stopped_and_resumed_run_equals_an_undisturbed_one(stage: int, tmp_pat
     ("stage", "processes"), [pytest.param(2, 1, id="one process, stage 2"), pytest.param(1, 2, id="stage 1")]
 )
 def test_another_number_of_processes_and_another_stage_go_on(
-    stage: int, processes: int, tmp_path: Path, alone: Outcome
+    stage: int, processes: int, source: Outcome, tmp_path: Path, alone: Outcome
 ) -> None:
-    source = completed(make(tmp_path / "source", stage=3, processes=2, spec={"checkpoint": {"keep": 3}}))
     # Its own weights are the best ones, at that step and in the end.
     checkpoint = source.run / paths.checkpoint_dir(1, 20)
     assert source.result.training is not None

@@ -129,3 +129,18 @@ def test_a_second_operator_can_leave_the_crds_to_the_first():
 def test_wrong_values_are_refused_by_name(setting, complaint):
     with pytest.raises(CommandError, match=complaint):
         chart_objects(setting)
+
+
+def test_monitoring_adds_what_the_prometheus_operator_reads():
+    added = chart_objects("monitoring.enabled=true", "monitoring.labels.release=prometheus")
+    objects = {key[0::2]: item for key, item in added.items() if key not in chart_objects()}
+    assert objects.keys() == {
+        ("PodMonitor", "finetune-operator"),
+        ("PodMonitor", "finetune-training"),
+        ("PrometheusRule", "finetune-operator"),
+    }
+    assert all(item["metadata"]["labels"]["release"] == "prometheus" for item in objects.values())
+    ports = {port["name"] for port in container_of(added)["ports"]}
+    assert objects["PodMonitor", "finetune-operator"]["spec"]["podMetricsEndpoints"][0]["port"] in ports
+    (group,) = objects["PrometheusRule", "finetune-operator"]["spec"]["groups"]
+    assert {"FineTuneOperatorDown", "FineTuneAttemptsFail"} <= {rule["alert"] for rule in group["rules"]}

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_operator.api.status import FineTuneJobStatus
@@ -80,3 +84,21 @@ def test_a_log_line_says_in_fields_of_its_own_which_job_it_is_about() -> None:
     record = logging.makeLogRecord({"msg": "team/bot: Running", "name": "x", "job": "team/bot", "run": 2, "attempt": 1})
     line = json.loads(JsonFormatter().format(record))
     assert (line["message"], line["job"], line["run"], line["attempt"]) == ("team/bot: Running", "team/bot", 2, 1)
+
+
+ROOT = Path(__file__).parents[2]
+ALERTS = [
+    rule
+    for group in yaml.safe_load((ROOT / "charts" / "finetune-operator" / "files" / "alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]
+]
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_an_alert_asks_for_metrics_that_there_are_and_has_its_runbook(alert: dict[str, Any]) -> None:
+    served = set(re.findall(r"# TYPE (\S+)", Counted().metrics.text().decode()))
+    asked = {re.sub(r"_(bucket|count|sum)$", "", name) for name in re.findall(r"finetune_\w+", alert["expr"])}
+    assert asked <= served
+    page, _, heading = alert["annotations"]["runbook"].partition("#")
+    headings = [line[3:].lower() for line in (ROOT / page).read_text().splitlines() if line.startswith("## ")]
+    assert heading in headings

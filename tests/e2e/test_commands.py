@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +68,16 @@ def test_logs_are_those_of_the_newest_pod(start, finetune: Command) -> None:
     assert finetune("watch", "bot").returncode == 1
     assert finetune("logs", "bot").returncode == 0
     assert "has no pod" in finetune("logs", "bot", "--stage", "train").stderr
+
+
+def test_a_manifest_is_compared_with_the_job_that_is_there(start, finetune: Command, tmp_path: Path) -> None:
+    start("prepare=nap")
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(make_manifest("bot", "prepare=nap")))
+    assert finetune("diff", str(path)).stdout == "nothing differs\n"
+    path.write_text(json.dumps(make_manifest("bot", "prepare=nap", method="QLoRA")))
+    done = finetune("diff", str(path))
+    assert (done.returncode, done.stdout.splitlines()[:2]) == (1, ['- method: "LoRA"', '+ method: "QLoRA"'])
 
 
 def test_what_the_server_refuses_is_said_in_its_words(finetune: Command) -> None:

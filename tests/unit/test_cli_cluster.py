@@ -12,6 +12,7 @@ from rich.console import Console
 from finetune_operator.api.parse import parse_job
 from finetune_operator.cli.__main__ import main
 from finetune_operator.cli.control import patch_of
+from finetune_operator.cli.diff import difference
 from finetune_operator.cli.job_lines import describe, table
 from finetune_operator.cli.kubectl import Kubectl, KubectlError
 from finetune_operator.cli.watch import line_of, looks
@@ -141,3 +142,30 @@ def test_without_kubectl_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys
 )
 def test_a_word_is_a_patch(command: str, patch: dict[str, Any]) -> None:
     assert patch_of(command, datetime(2026, 11, 24, 12, tzinfo=UTC)) == patch
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        pytest.param({}, [], id="nothing"),
+        pytest.param(
+            {"hyperparameters": {"epochs": 1}},
+            ["+ hyperparameters.epochs: 1", "It is refused: hyperparameters.epochs is fixed after creation."],
+            id="refused",
+        ),
+        pytest.param(
+            {"method": "QLoRA", "lifecycle": {"onSpecChange": "Rerun"}},
+            ['+ lifecycle.onSpecChange: "Rerun"', '- method: "LoRA"', '+ method: "QLoRA"', "It is a new run"],
+            id="a new run",
+        ),
+        pytest.param(
+            {"lifecycle": {"suspend": True}, "scheduling": {"priorityClass": "high"}},
+            ["+ lifecycle.suspend: true", '+ scheduling.priorityClass: "high"', "It takes effect as the job goes on"],
+            id="as it goes on",
+        ),
+    ],
+)
+def test_a_difference_says_what_follows_from_it(changes: dict[str, Any], said: list[str]) -> None:
+    found = list(difference(make_spec(), make_spec(**changes)))
+    assert len(found) == len(said)
+    assert all(line.startswith(start) for line, start in zip(found, said, strict=True))

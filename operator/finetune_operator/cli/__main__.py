@@ -11,7 +11,7 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
-    **{name: name for name in ("validate", "estimate", "run", "samples", "verify", "status", "watch", "logs")},
+    **{name: name for name in ("validate", "estimate", "run", "samples", "verify", "status", "watch", "logs", "diff")},
     **dict.fromkeys(("suspend", "resume", "rerun", "cancel"), "control"),
 }
 """The module of each command."""
@@ -24,7 +24,7 @@ examples:
   finetune verify s3://models/support-bot/run-1     are all outputs there and undamaged?
   finetune watch support-bot                        a job of the cluster, until it has ended
 
-In a cluster: status, watch, logs, suspend, resume, rerun and cancel, also as `kubectl finetune COMMAND`.
+In a cluster: status, watch, logs, diff, suspend, resume, rerun and cancel, also as `kubectl finetune COMMAND`.
 
 `finetune COMMAND --help` says more about each.
 """

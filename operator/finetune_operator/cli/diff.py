@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_operator.api import constants as c
-from finetune_operator.cli.check import is_ours
 from finetune_operator.cli.documents import ReadError, read_documents
 from finetune_operator.cli.kubectl import KubectlError, add_cluster_arguments, complain, kubectl_of
 
@@ -85,7 +84,7 @@ def _leaves(value: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
 
 def _job_of(file: str) -> dict[str, Any]:
     values = [document.value for document in read_documents(file)]
-    jobs = [value for value in values if is_ours(value) and value["kind"] == c.JOB_KIND]
+    jobs = [value for value in values if isinstance(value, dict) and value.get("kind") == c.JOB_KIND]
     if len(jobs) != 1:
         raise ValueError(f"{file} has {len(jobs)} FineTuneJobs: give a file with one")
     found: dict[str, Any] = jobs[0]

@@ -69,3 +69,11 @@ def _number(env: Mapping[str, str], name: str, default: str, kind: type[_N]) -> 
 def progress_path(namespace: str, name: str) -> str:
     """Return the path below the status server's URL that a job's pods post to."""
     return f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/finetunejobs/{name}/status"
+
+
+def parse_bind(bind: str, *, variable: str) -> tuple[str, int]:
+    """Split `host:port`, `[::]:port`. Raises ValueError that names the variable."""
+    host, _, port = bind.rpartition(":")
+    if not port.isdecimal() or not host:
+        raise ValueError(f"{variable}={bind!r} is not host:port")
+    return host.removeprefix("[").removesuffix("]"), int(port)

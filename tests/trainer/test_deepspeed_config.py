@@ -9,9 +9,10 @@ import pytest
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
+from finetune_contract.nested import laid_over
 from finetune_contract.spec import TuningSpec
 from finetune_trainer import zero
-from finetune_trainer.deepspeed_config import laid_over, own_config
+from finetune_trainer.deepspeed_config import own_config
 from finetune_trainer.errors import TrainerError
 from tests.support.prepared import make_config, make_resolved
 

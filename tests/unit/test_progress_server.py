@@ -17,7 +17,7 @@ from finetune_operator.api.report import ProgressReport
 from finetune_operator.progress.identity import TokenIdentity
 from finetune_operator.progress.limits import Rate
 from finetune_operator.progress.ports import JobHandle
-from finetune_operator.progress.server import parse_bind
+from finetune_operator.settings import parse_bind
 from tests.support.progress import KnownJobs, Served, TableReviewer, make_identity, served
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -385,10 +385,10 @@ async def test_a_pod_that_hangs_up_leaves_no_traceback(run: Served, caplog: pyte
     [("192.0.2.7:8443", ("192.0.2.7", 8443)), ("[::]:8443", ("::", 8443)), ("127.0.0.1:0", ("127.0.0.1", 0))],
 )
 def test_bind(bind: str, parts: tuple[str, int]) -> None:
-    assert parse_bind(bind) == parts
+    assert parse_bind(bind, variable="FINETUNE_STATUS_BIND") == parts
 
 
 @pytest.mark.parametrize("bind", ["8443", ":8443", "192.0.2.7", "192.0.2.7:http", ""])
 def test_a_bind_that_is_none_names_the_variable(bind: str) -> None:
     with pytest.raises(ValueError, match="FINETUNE_STATUS_BIND"):
-        parse_bind(bind)
+        parse_bind(bind, variable="FINETUNE_STATUS_BIND")

@@ -7,11 +7,12 @@ or call "auto", as Hugging Face's configurations do, but not contradict.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from finetune_contract.deepspeed_spec import Offload
 from finetune_contract.exit_codes import ExitCode
+from finetune_contract.nested import leaves
 from finetune_contract.prepared import Resolved
 from finetune_contract.spec import Precision, TuningSpec
 from finetune_trainer.environment import deepspeed_config
@@ -48,15 +49,6 @@ def own_config(spec: TuningSpec, resolved: Resolved) -> dict[str, Any]:
     return _without_what_the_job_says(found, {key: _told(key, spec, resolved) for key in _FIELDS})
 
 
-def laid_over(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with another one's values in place of its own, section by section."""
-    merged = dict(base)
-    for key, value in own.items():
-        below = merged.get(key)
-        merged[key] = laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
-
-
 def _told(key: str, spec: TuningSpec, resolved: Resolved) -> Any:
     """Return what the job says of a key; _AUTO where that is decided on the GPU."""
     away = {True: "cpu", False: "none"}
@@ -85,7 +77,7 @@ def _read(text: str | None) -> dict[str, Any]:
 
 def _without_what_the_job_says(found: dict[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {}
-    for path, value in _leaves(found):
+    for path, value in leaves(found):
         key = ".".join(path)
         if key not in told:
             _put(own, path, value)
@@ -93,14 +85,6 @@ def _without_what_the_job_says(found: dict[str, Any], told: Mapping[str, Any]) -
             job = "leave it out" if told[key] == _AUTO else f"here {json.dumps(told[key])}; repeat it or leave it out"
             raise _invalid(f'{key} is {json.dumps(value)}, but {_FIELDS[key]} decides it: write "auto", {job}')
     return own
-
-
-def _leaves(section: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, (*above, key))
-        else:
-            yield (*above, key), value
 
 
 def _put(section: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -22,13 +22,14 @@ from transformers.trainer import SCHEDULER_NAME
 from trl.models.utils import add_hooks, remove_hooks
 
 from finetune_contract.deepspeed_spec import PARTITIONED_WEIGHTS, Offload
+from finetune_contract.nested import laid_over
 from finetune_contract.prepared import Resolved
 from finetune_contract.run_config import RunConfig
 from finetune_contract.sharing import BUCKET, LIVE
 from finetune_contract.spec import Precision
 from finetune_trainer import zero_state
 from finetune_trainer.adapters import has_adapters, load_adapters, save_adapters
-from finetune_trainer.deepspeed_config import laid_over, own_config
+from finetune_trainer.deepspeed_config import own_config
 from finetune_trainer.distributed import pass_in_step, world
 from finetune_trainer.model import device, save_weights
 from finetune_trainer.principal import make_plain

@@ -83,3 +83,11 @@ finetune-operator
   verbs: [list, watch]
 {{- end }}
 {{- end }}
+
+{{/* The labels of what the Prometheus operator reads: ours, and those that it selects by. */}}
+{{- define "finetune.monitoringLabels" -}}
+{{ include "finetune.labels" . }}
+{{- with .Values.monitoring.labels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}

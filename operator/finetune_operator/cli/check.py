@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
+from finetune_contract.nested import laid_over
 from finetune_operator.api import constants as c
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
@@ -106,8 +107,7 @@ def _profile_problems(value: dict[str, Any], *, in_cluster: bool) -> Iterator[Pr
         return
     if "profile" in defaults:
         yield Problem("spec.defaults.profile", "a profile cannot name a profile: remove it")
-    from finetune_operator.policy.effective import merge
 
-    job = {"metadata": {"name": "x"}, "spec": merge(_REQUIRED, defaults)}
+    job = {"metadata": {"name": "x"}, "spec": laid_over(_REQUIRED, defaults)}
     for problem in _job_problems(job, in_cluster=in_cluster):
         yield Problem(problem.field.replace("spec", "spec.defaults", 1), problem.text)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from finetune_contract.nested import leaves
 from finetune_operator.api import constants as c
 from finetune_operator.cli.documents import ReadError, read_documents
 from finetune_operator.cli.kubectl import KubectlError, add_cluster_arguments, complain, kubectl_of
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def difference(there: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
     """Yield each field that differs, before and after, and what the API server and the operator make of it."""
-    before, after = dict(_leaves(there)), dict(_leaves(wanted))
+    before, after = _fields(there), _fields(wanted)
     changed = sorted(field for field in before.keys() | after.keys() if before.get(field) != after.get(field))
     for field in changed:
         if field in before:
@@ -73,13 +74,8 @@ def _meaning(fixed: list[str], wanted: dict[str, Any]) -> str:
     )
 
 
-def _leaves(value: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, below in value.items():
-        field = f"{above}{key}"
-        if isinstance(below, dict) and below:
-            yield from _leaves(below, f"{field}.")
-        else:
-            yield field, below
+def _fields(spec: dict[str, Any]) -> dict[str, Any]:
+    return {".".join(path): value for path, value in leaves(spec)}
 
 
 def _job_of(file: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
-from finetune_contract.evaluation import EvaluationSummary
 from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Phase
 from finetune_operator.api.parse import parse_job, parse_time
@@ -44,7 +43,7 @@ def describe(body: dict[str, Any], now: datetime) -> Iterator[str]:
         yield labelled("outputs", job.status.outputs.uri)
     if job.status.evaluation:
         yield ""
-        yield from comparison(EvaluationSummary.model_validate(job.status.evaluation.to_wire()))
+        yield from comparison(job.status.evaluation)
 
 
 def progress_line(progress: Progress) -> str:
@@ -53,10 +52,19 @@ def progress_line(progress: Progress) -> str:
     parts.append(f"{progress.percent} %" if progress.percent is not None else "")
     parts.append(f"loss {progress.loss:g}" if progress.loss is not None else "")
     parts.append(f"held out {progress.eval_loss:g}" if progress.eval_loss is not None else "")
-    parts.append(f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else "")
+    return "  ".join(part for part in (*parts, speed_of(progress), eta_of(progress)) if part)
+
+
+def speed_of(progress: Progress) -> str:
+    """Return how fast training goes; empty if it is not known."""
+    parts = [f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else ""]
     parts.append(f"MFU {progress.mfu:.0%}" if progress.mfu else "")
-    parts.append(f"ETA {progress.eta}" if progress.eta and progress.eta_seconds else "")
     return "  ".join(part for part in parts if part)
+
+
+def eta_of(progress: Progress) -> str:
+    """Return how long training still takes; empty when it has ended or nothing is known."""
+    return f"ETA {progress.eta}" if progress.eta and progress.eta_seconds else ""
 
 
 def message_of(status: FineTuneJobStatus, kind: T) -> str:

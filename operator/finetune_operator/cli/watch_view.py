@@ -17,7 +17,7 @@ from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Phase
 from finetune_operator.api.parse import parse_job
 from finetune_operator.api.status import FineTuneJobStatus, Progress
-from finetune_operator.cli.job_lines import message_of
+from finetune_operator.cli.job_lines import eta_of, message_of, speed_of
 
 _COLOURS = {Phase.SUCCEEDED: "green", Phase.FAILED: "red", Phase.RESTARTING: "yellow", Phase.SUSPENDED: "yellow"}
 _BARS = "▁▂▃▄▅▆▇█"
@@ -68,8 +68,7 @@ def _bar(progress: Progress, colour: str) -> Table:
     row = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=100, completed=progress.percent or 0, width=_BAR, complete_style=colour)
     steps = f"{progress.step}/{progress.total_steps}" if progress.step is not None else ""
-    left = f"ETA {progress.eta}" if progress.eta and progress.eta_seconds else ""
-    row.add_row(bar, f"{progress.percent or 0} %", steps, left)
+    row.add_row(bar, f"{progress.percent or 0} %", steps, eta_of(progress))
     return row
 
 
@@ -80,8 +79,7 @@ def _facts(status: FineTuneJobStatus) -> Table:
         held_out = f"held out {progress.eval_loss:g}" if progress.eval_loss is not None else ""
         grid.add_row("loss", f"{progress.loss:g}  {held_out}".rstrip())
     if progress and progress.tokens_per_second:
-        mfu = f"  MFU {progress.mfu:.0%}" if progress.mfu else ""
-        grid.add_row("speed", f"{progress.tokens_per_second:,.0f} tokens/s{mfu}")
+        grid.add_row("speed", speed_of(progress))
     if status.run is not None and status.restarts is not None:
         ends = f"  {status.restarts.failures} failed, {status.restarts.disruptions} disrupted"
         grid.add_row("run", f"{status.run}, attempt {status.attempt}{ends if any(_counts(status)) else ''}")

@@ -9,6 +9,8 @@ from typing import Self
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from finetune_operator.settings import parse_bind
+
 
 class MetricsEndpoint:
     """Serves the text while it is entered; a bind of "" serves nothing."""
@@ -24,8 +26,8 @@ class MetricsEndpoint:
         app.router.add_get("/metrics", self._serve)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        host, _, port = self._bind.rpartition(":")
-        await web.TCPSite(self._runner, host, int(port)).start()
+        host, port = parse_bind(self._bind, variable="FINETUNE_METRICS_BIND")
+        await web.TCPSite(self._runner, host, port).start()
         return self
 
     async def __aexit__(

@@ -97,8 +97,7 @@ def _late(view: View, draft: Draft, effective: Effective, *, now: datetime) -> S
 def refused(job: JobView, now: datetime, message: str) -> Plan:
     """Return how the status says that the API server did not take the Job: a quota, a policy, a missing right."""
     draft = Draft(job, now)
-    current = T.RUNNING if draft.is_true(T.PREPARED) else T.PREPARED
-    draft.condition(current, False, Reason.JOB_REFUSED, message)
+    draft.condition(draft.current, False, Reason.JOB_REFUSED, message)
     return _plan(View(job=job), draft, Step(), None)
 
 
@@ -172,10 +171,9 @@ def _missing(view: View, draft: Draft, effective: Effective, *, now: datetime) -
     due = retry.not_before(draft.status, effective.spec.lifecycle.retries)
     if due and now < due:
         return Step(requeue_after=(due - now).total_seconds())
-    alive = [pod for pod in view.pods if not pod.is_terminal and not waiting.is_lost(pod, now)]
-    if alive:  # two attempts never run side by side; the pod's end is an event of its own
-        ends = [lost for pod in alive if (lost := waiting.lost_after(pod))]
-        return Step(requeue_after=max(1.0, (min(ends) - now).total_seconds()) if ends else 30.0)
+    # Two attempts never run side by side; a pod's end is an event of its own.
+    if (wait := waiting.until_gone(view.pods, now)) is not None:
+        return Step(requeue_after=wait)
     return Step(create=_request(draft))
 
 

@@ -56,6 +56,11 @@ class Draft:
         """The message of a condition, or nothing."""
         return self._conditions[kind].message if kind in self._conditions else ""
 
+    @property
+    def current(self) -> T:
+        """The condition that tells how the stage goes that the job is in."""
+        return T.RUNNING if self.is_true(T.PREPARED) else T.PREPARED
+
     def finish(self) -> FineTuneJobStatus:
         """Return the status with phase, kstatus conditions and generation in it."""
         phase = self._phase()
@@ -96,4 +101,4 @@ class Draft:
             return [T.VALIDATED]
         if phase in (Phase.SUSPENDED, Phase.SUSPENDING):
             return [T.SUSPENDED]
-        return [T.RUNNING if self.is_true(T.PREPARED) else T.PREPARED]
+        return [self.current]

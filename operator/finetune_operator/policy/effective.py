@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_contract.nested import laid_over
 from finetune_contract.run_config import MAX_BYTES
 from finetune_operator.api.conditions import Reason
 from finetune_operator.api.hashing import config_hash
@@ -58,7 +59,7 @@ def effective_spec(job: JobView, profiles: tuple[ProfileView, ...], default_imag
     profile = _snapshot(job) if job.status.resolved else _choose(job, profiles)
     if isinstance(profile, Problem):
         return profile
-    merged = merge(_applicable(profile.spec.defaults or {}, job.spec), job.spec) if profile else job.spec
+    merged = laid_over(_applicable(profile.spec.defaults or {}, job.spec), job.spec) if profile else job.spec
     try:
         spec = FineTuneJobSpec.model_validate(merged)
     except ValidationError as error:
@@ -75,15 +76,6 @@ def effective_spec(job: JobView, profiles: tuple[ProfileView, ...], default_imag
     if not image:
         return Problem(Reason.NO_TRAINER_IMAGE, "no trainer image: set spec.trainer.image or one in the profile")
     return Effective(spec=spec, profile=profile, image=image, config_hash=config_hash(merged))
-
-
-def merge(defaults: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
-    """Return spec over defaults: objects are merged field by field, everything else is replaced."""
-    merged = dict(defaults)
-    for key, value in spec.items():
-        below = defaults.get(key)
-        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def _applicable(defaults: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def fail_attempt(draft: Draft, effective: Effective, failed: Failed, *, now: dat
         fail_job(draft, final, failed.message, now=now)
         return Step()
     draft.set(attempt=(status.attempt or 1) + 1)
-    draft.condition(_current(stage), False, Reason.RESTARTING, f"{failed.reason}: {failed.message}")
+    draft.condition(draft.current, False, Reason.RESTARTING, f"{failed.reason}: {failed.message}")
     due = retry.not_before(draft.status, retries)
     return Step(requeue_after=(due - now).total_seconds() if due else 0.0)
 
@@ -66,12 +66,8 @@ def fail_job(draft: Draft, reason: str, message: str, *, now: datetime) -> None:
     draft.set(completion_time=format_time(now))
     if draft.is_true(T.PODS_READY):
         draft.condition(T.PODS_READY, False, Reason.POD_FAILED, "the pods end")
-    draft.condition(_current(current_stage(draft)), False, Reason.POD_FAILED, message)
+    draft.condition(draft.current, False, Reason.POD_FAILED, message)
     draft.condition(T.FAILED, True, reason, message)
-
-
-def _current(stage: Stage) -> T:
-    return T.RUNNING if stage == "train" else T.PREPARED
 
 
 def _record(failed: Failed, attempt: int, *, stage: str, now: datetime) -> LastFailure:

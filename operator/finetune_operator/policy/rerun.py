@@ -10,14 +10,14 @@ from dataclasses import replace
 
 from finetune_operator.api.job import OnSpecChange
 from finetune_operator.api.status import FineTuneJobStatus
-from finetune_operator.api.views import View
+from finetune_operator.api.views import JobView, View
 from finetune_operator.policy.effective import Effective, Problem
 
 
 def may_be_wanted(view: View) -> bool:
     """Whether a job that has ended has to be looked at: of ten thousand ended ones no spec is parsed for nothing."""
     job = view.job
-    return job.generation != job.status.observed_generation or job.rerun != job.status.rerun
+    return job.generation != job.status.observed_generation or _is_asked_for(job)
 
 
 def is_wanted(view: View, effective: Effective | Problem) -> bool:
@@ -25,11 +25,15 @@ def is_wanted(view: View, effective: Effective | Problem) -> bool:
     job, begun = view.job, view.job.status.resolved
     if begun is None:
         return False
-    if job.rerun is not None and job.rerun != job.status.rerun:
+    if _is_asked_for(job):
         return True
     if isinstance(effective, Problem) or effective.spec.lifecycle.on_spec_change is not OnSpecChange.RERUN:
         return False
     return effective.config_hash != begun.config_hash
+
+
+def _is_asked_for(job: JobView) -> bool:
+    return job.rerun is not None and job.rerun != job.status.rerun
 
 
 def forget_run(view: View) -> View:

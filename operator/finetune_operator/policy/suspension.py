@@ -16,7 +16,6 @@ from finetune_operator.policy import waiting
 from finetune_operator.policy.draft import Draft
 from finetune_operator.policy.step import Step
 
-_RECHECK = 30.0
 _ENDING = "the attempt writes a checkpoint and ends"
 _SUSPENDED = "no pod is there; lifecycle.suspend: false goes on"
 
@@ -59,12 +58,9 @@ def _count(draft: Draft, now: datetime) -> None:
 
 
 def _until_gone(child: ChildJob | None, pods: tuple[PodView, ...], now: datetime) -> float | None:
-    """Return the seconds until the attempt's pods are gone or lost; None if they are."""
-    alive = [pod for pod in pods if not pod.is_terminal and not waiting.is_lost(pod, now)]
-    if not alive:
-        return _RECHECK if child else None
-    ends = [lost for pod in alive if (lost := waiting.lost_after(pod))]
-    return max(1.0, (min(ends) - now).total_seconds()) if ends else _RECHECK
+    """Return the seconds until the attempt's Job and pods are gone or lost; None if they are."""
+    wait = waiting.until_gone(pods, now)
+    return waiting.RECHECK_SECONDS if wait is None and child else wait
 
 
 def _leave_attempt(draft: Draft) -> None:
@@ -75,5 +71,4 @@ def _leave_attempt(draft: Draft) -> None:
         return
     if draft.is_true(T.PREPARED):
         draft.condition(T.PODS_READY, False, Reason.SUSPENDED, "the pods have ended")
-    current = T.RUNNING if draft.is_true(T.PREPARED) else T.PREPARED
-    draft.condition(current, False, Reason.SUSPENDED, _SUSPENDED)
+    draft.condition(draft.current, False, Reason.SUSPENDED, _SUSPENDED)

@@ -9,6 +9,8 @@ from finetune_operator.api.views import ContainerView, PodView
 
 _IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 _CONFIG = {"CreateContainerConfigError", "CreateContainerError"}
+RECHECK_SECONDS = 30.0
+"""Until the next look at a pod of which nothing says when it ends."""
 STUCK_SECONDS = 60
 """Time beyond its grace period after which a pod that should have ended is taken for lost (job-traps 1)."""
 
@@ -37,6 +39,15 @@ def _held_up(pod: PodView, container: ContainerView) -> tuple[Reason, str] | Non
     if container.reason in _CONFIG:
         return Reason.CONTAINER_CONFIG, f"{where}{container.message or container.reason}"
     return None
+
+
+def until_gone(pods: tuple[PodView, ...], now: datetime) -> float | None:
+    """Return the seconds after which to look again for pods that still live; None if all are gone or lost."""
+    alive = [pod for pod in pods if not pod.is_terminal and not is_lost(pod, now)]
+    if not alive:
+        return None
+    ends = [lost for pod in alive if (lost := lost_after(pod))]
+    return max(1.0, (min(ends) - now).total_seconds()) if ends else RECHECK_SECONDS
 
 
 def is_lost(pod: PodView, now: datetime) -> bool:

@@ -18,7 +18,7 @@ from finetune_contract.progress import MAX_BODY_BYTES
 from finetune_operator.progress.endpoint import StatusEndpoint
 from finetune_operator.progress.refusals import RefusalError
 from finetune_operator.progress.tls import TlsKeeper
-from finetune_operator.settings import progress_path
+from finetune_operator.settings import parse_bind, progress_path
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class StatusServer:
     """Listens from `start` to `stop`; also an async context manager."""
 
     def __init__(self, *, bind: str, endpoint: StatusEndpoint, tls: TlsKeeper) -> None:
-        self._host, self._port = parse_bind(bind)
+        self._host, self._port = parse_bind(bind, variable="FINETUNE_STATUS_BIND")
         self._tls = tls
         # Trainers keep no connection: an idle one is worth little. The access log would be a line a post.
         self._runner = web.AppRunner(build_app(endpoint), access_log=None, keepalive_timeout=15, shutdown_timeout=2)
@@ -74,14 +74,6 @@ def build_app(endpoint: StatusEndpoint) -> web.Application:
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_status])
     app.router.add_post(progress_path("{namespace}", "{name}"), endpoint.handle)
     return app
-
-
-def parse_bind(bind: str) -> tuple[str, int]:
-    """Split `host:port`, `[::]:port`. Raises ValueError that names the variable."""
-    host, _, port = bind.rpartition(":")
-    if not port.isdecimal() or not host:
-        raise ValueError(f"FINETUNE_STATUS_BIND={bind!r} is not host:port")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 @web.middleware

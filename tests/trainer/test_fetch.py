@@ -220,6 +220,11 @@ def damage(folder: Path, name: str, content: bytes | None) -> None:
         ("config.json", None, "has no config.json; it must be a folder as transformers saves it"),
         ("config.json", b"{", "config.json is not JSON"),
         ("config.json", b"{}", "config.json has no model_type"),
+        (
+            "config.json",
+            b'{"model_type": "llama", "quantization_config": {"quant_method": "bitsandbytes"}}',
+            "config.json has a quantization_config: these weights are quantised already. Name the model that they were",
+        ),
         ("tokenizer.json", None, "has no tokenizer (tokenizer.json)"),
         ("model.safetensors", b"", "model.safetensors is damaged: its header is not safetensors'"),
         (
@@ -239,6 +244,7 @@ def damage(folder: Path, name: str, content: bytes | None) -> None:
         "no config",
         "config cut off",
         "config empty",
+        "quantised by others",
         "no tokenizer",
         "weights empty",
         "weights of noise",

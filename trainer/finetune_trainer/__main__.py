@@ -10,6 +10,11 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from finetune_contract.run_config import RunConfig
+    from finetune_trainer.environment import Environment
 
 # Set before anything imports a library that reads them at import time.
 _LIBRARY_DEFAULTS = {
@@ -38,9 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     for name, value in _LIBRARY_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if options.stage in _WITHOUT_TORCH:
-        sys.modules["torch"] = None  # type: ignore[assignment] # "not installed", as the import system has it
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that torch was not found
 
     from finetune_trainer.preemption import PREEMPTION
 
@@ -48,17 +50,23 @@ def main(arguments: list[str] | None = None) -> int:
         # A signal that comes while modules load is remembered, and the stage stops at its start.
         PREEMPTION.install()
         from finetune_trainer.environment import Environment, end_rank, is_rank
-        from finetune_trainer.launch import launch, several
+        from finetune_trainer.launch import launch
         from finetune_trainer.stage import run_stage
+        from finetune_trainer.unused import hide, unused
 
+        if options.stage in _WITHOUT_TORCH:
+            hide("torch")
+            os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that torch was not found
         env = Environment.from_env()
         if options.config:
             env = dataclasses.replace(env, config=options.config)
-        config = several(env) if options.stage == "train" and not is_rank() else None
-        if not config and not is_rank():
+        config = _train_config(env) if options.stage == "train" else None
+        hide(*(unused(config) if config else ()))
+        several = config is not None and config.device.ranks > 1 and not is_rank()
+        if not several and not is_rank():
             # One process trains on one GPU; transformers would copy the model to all that it sees.
             os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    if config and not PREEMPTION.requested:
+    if config and several and not PREEMPTION.requested:
         return launch(config, env, log_level=options.log_level)
     code = run_stage(options.stage, env, log_level=options.log_level)
     PREEMPTION.finish()
@@ -66,6 +74,17 @@ def main(arguments: list[str] | None = None) -> int:
         end_rank(code)
     _leave_stuck_trackers(code)
     return code
+
+
+def _train_config(env: Environment) -> RunConfig | None:
+    """Return the run configuration; what is wrong with it the stage says."""
+    from finetune_trainer.errors import TrainerError
+    from finetune_trainer.stage import load_config
+
+    try:
+        return load_config(env.config)
+    except TrainerError:
+        return None
 
 
 def _leave_stuck_trackers(code: int) -> None:

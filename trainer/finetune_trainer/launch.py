@@ -26,10 +26,8 @@ from finetune_contract.exit_codes import BY_CODE, KILLED, ExitCode
 from finetune_contract.outcome import TerminationMessage
 from finetune_contract.run_config import RunConfig
 from finetune_trainer.environment import Environment
-from finetune_trainer.errors import TrainerError
 from finetune_trainer.logs import log, logging_to_stderr
 from finetune_trainer.preemption import SIGNALS
-from finetune_trainer.stage import load_config
 
 PATIENCE = 5.0
 """Seconds that other ranks get to end by themselves after one has failed: theirs may be the better reason."""
@@ -62,15 +60,6 @@ class _Rank:
     def failed(self) -> bool:
         """Whether it ended otherwise than by success or by being told to."""
         return self.code not in (None, ExitCode.SUCCESS, ExitCode.PREEMPTED)
-
-
-def several(env: Environment) -> RunConfig | None:
-    """Return the run configuration if it asks for several processes; what is wrong with it the stage says."""
-    try:
-        config = load_config(env.config)
-    except TrainerError:
-        return None
-    return config if config.device.ranks > 1 else None
 
 
 def launch(config: RunConfig, env: Environment, *, log_level: str) -> int:

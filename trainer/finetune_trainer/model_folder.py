@@ -73,6 +73,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = _object(folder / CONFIG)
     if "model_type" not in config:
         raise _invalid(f"{CONFIG} has no model_type")
+    if config.get("quantization_config"):
+        raise _invalid(
+            f"{CONFIG} has a quantization_config: these weights are quantised already. Name the model that they were "
+            "made from; method QLoRA quantises it by itself"
+        )
     return config
 
 

@@ -43,6 +43,12 @@ def containers_of(manifest: Manifest) -> list[Manifest]:
     return [*pod.get("initContainers", []), *pod["containers"]]
 
 
+def config_of(manifest: Manifest) -> RunConfig:
+    """Read what the trainer reads."""
+    annotations = manifest["spec"]["template"]["metadata"]["annotations"]
+    return RunConfig.model_validate_json(annotations["finetuning.dev/config"])
+
+
 def test_only_the_training_container_asks_for_gpus() -> None:
     asked = {
         container["name"]: container.get("resources", {}).get("limits", {}).get("nvidia.com/gpu")
@@ -50,6 +56,24 @@ def test_only_the_training_container_asks_for_gpus() -> None:
         for container in containers_of(built(stage))
     }
     assert asked == {"prepare": None, "fetch": None, "train": "1"}
+
+
+@pytest.mark.parametrize(
+    ("cache", "volume"),
+    [
+        ({}, {"emptyDir": {}}),
+        ({"claimName": "models"}, {"persistentVolumeClaim": {"claimName": "models"}}),
+        ({"hostPath": "/var/models"}, {"hostPath": {"path": "/var/models", "type": "Directory"}}),
+    ],
+    ids=["own disk", "claim", "folder of the node"],
+)
+def test_models_are_kept_where_the_profile_says(cache: Manifest, volume: Manifest) -> None:
+    volumes = pod_of(built(profile={"cache": cache}))["volumes"]
+    assert [one for one in volumes if one["name"] == "cache"] == [{"name": "cache", **volume}]
+
+
+def test_the_trainer_is_told_what_the_cache_may_take() -> None:
+    assert config_of(built(profile={"cache": {"claimName": "models", "maxSize": "2Gi"}})).cache_bytes == 2 << 30
 
 
 def test_only_the_training_container_has_the_port_that_is_scraped() -> None:
@@ -130,9 +154,7 @@ def test_several_pods_are_one_job_and_find_each_other_by_name() -> None:
     assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
     (meeting,) = [item["value"] for item in containers_of(manifest)[-1]["env"] if item["name"] == ENV_RENDEZVOUS]
     assert meeting == f"{manifest['metadata']['name']}-0.{service['metadata']['name']}"
-    config = RunConfig.model_validate_json(
-        manifest["spec"]["template"]["metadata"]["annotations"]["finetuning.dev/config"]
-    )
+    config = config_of(manifest)
     assert (config.device.nodes, config.device.gpus, config.device.ranks) == (2, 4, 8)
 
 
@@ -165,8 +187,7 @@ def test_the_push_to_the_hub_has_a_token_of_its_own_or_the_output_s(own: Manifes
 
 def test_the_trainer_reads_back_what_the_operator_wrote() -> None:
     spec = make_spec(lora={"rank": 8}, resources={"gpuMemory": "80Gi"}, lifecycle={"retries": {"max": 1}})
-    annotations = built(spec=spec, attempt=3)["spec"]["template"]["metadata"]["annotations"]
-    config = RunConfig.model_validate_json(annotations["finetuning.dev/config"])
+    config = config_of(built(spec=spec, attempt=3))
     assert (config.job.attempt, config.spec.lora and config.spec.lora.rank) == (3, 8)
     assert config.device.gpu_memory_bytes == 80 * 1024**3
 

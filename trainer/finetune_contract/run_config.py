@@ -71,6 +71,8 @@ class RunConfig(Model):
     job: JobIdentity
     spec: TuningSpec
     device: Device = Device()
+    cache_bytes: Annotated[int, Field(ge=0)] | None = None
+    """What the models in the cache may take; without a limit when absent."""
     config_hash: str
     """sha256 of the spec without lifecycle and priorities: what makes two runs the same."""
     prepared_sha256: str | None = None

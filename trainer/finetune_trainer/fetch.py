@@ -24,12 +24,11 @@ from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.hub import HubCommit, find_model
 from finetune_trainer.logs import log
+from finetune_trainer.model_cache import MARKER, PARTIAL, hold, make_room
 from finetune_trainer.model_folder import check_names, check_weights, configuration_files, read_config, weight_files
 from finetune_trainer.storage import Store, StoredObject, open_store
 from finetune_trainer.storage.local import local_path
 
-MARKER = ".finetune.json"
-"""Written last: the files of a complete folder and their sizes."""
 _GIB = 1 << 30
 
 
@@ -67,7 +66,7 @@ def fetch_model(config: RunConfig, env: Environment, *, weights: bool) -> Fetche
     if uri.startswith(("file://", "pvc://")):
         folder = local_path(uri, Use.MODEL)
     else:
-        folder = _cached(model, env.cache / "models", weights=weights)
+        folder = _cached(model, env.cache / "models", weights=weights, limit=config.cache_bytes)
     read_config(folder)
     if weights:
         check_weights(folder, weight_files(model.sizes, folder))
@@ -105,17 +104,20 @@ class _StoredFiles:
         download_objects(self.store, self.uri, missing, into)
 
 
-def _cached(model: _Model, root: Path, *, weights: bool) -> Path:
-    """Return the complete folder, filling it first if need be; one process at a time does that."""
+def _cached(model: _Model, root: Path, *, weights: bool, limit: int | None) -> Path:
+    """Return the complete folder, filling it first if need be; one process at a time does that.
+
+    This process keeps the folder from being removed for as long as it lives.
+    """
     whole, part = _folder(model, root, weights=True), _folder(model, root, weights=False)
     for folder in (whole,) if weights else (whole, part):
+        hold(folder)
         if _is_complete(folder):
             return folder
     target = whole if weights else part
-    root.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not _is_complete(target):
-            _fill(model, target, weights=weights)
+            _fill(model, target, weights=weights, limit=limit)
     return target
 
 
@@ -134,15 +136,18 @@ def _is_complete(folder: Path) -> bool:
         return False
 
 
-def _fill(model: _Model, target: Path, *, weights: bool) -> None:
+def _fill(model: _Model, target: Path, *, weights: bool, limit: int | None) -> None:
     """Fetch into a folder beside the target, then put it in place."""
-    partial = target.with_name(f"{target.name}.partial")
+    partial = target.with_name(f"{target.name}{PARTIAL}")
     partial.mkdir(exist_ok=True)
     names = configuration_files(model.sizes)
     model.source.download(names, partial)
     if weights:
         shards = weight_files(model.sizes, partial)
-        _require_space(model, shards, partial)
+        missing = sum(model.sizes[name] for name in shards) - _begun(model, partial)
+        if limit is not None:
+            make_room(target.parent, needed=missing, limit=limit)
+        _require_space(missing, partial)
         model.source.download(shards, partial)
         check_weights(partial, shards)
         names += shards
@@ -153,14 +158,18 @@ def _fill(model: _Model, target: Path, *, weights: bool) -> None:
     log.info("model: %d files, %.2f GiB fetched from %s", len(sizes), sum(sizes.values()) / _GIB, model.uri)
 
 
-def _require_space(model: _Model, names: Iterable[str], folder: Path) -> None:
-    """Raise DISK_FULL before the download rather than at its end."""
+def _begun(model: _Model, folder: Path) -> int:
+    """Return the bytes of weights that an earlier process has fetched already."""
     configuration = set(configuration_files(model.sizes))
-    begun = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name not in configuration)
-    needed, free = sum(model.sizes[name] for name in names), shutil.disk_usage(folder).free
-    if needed > free + begun:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name not in configuration)
+
+
+def _require_space(missing: int, folder: Path) -> None:
+    """Raise DISK_FULL before the download rather than at its end."""
+    free = shutil.disk_usage(folder).free
+    if missing > free:
         raise TrainerError(
             ExitCode.DISK_FULL,
-            f"The model has {needed / _GIB:.1f} GiB, the cache volume {free / _GIB:.1f} GiB left: raise "
-            "resources.ephemeralStorage, or the cache volume of the profile.",
+            f"{missing / _GIB:.1f} GiB of the model are still to be fetched, the cache volume has {free / _GIB:.1f} "
+            "GiB left: raise resources.ephemeralStorage, or the cache volume of the profile.",
         )

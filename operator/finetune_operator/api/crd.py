@@ -39,6 +39,10 @@ _PRINTER_COLUMNS = (
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Message", "string", ".status.conditions[?(@.type=='Ready')].message", 1),
 )
+_ONE_CACHE = {
+    "rule": "!(has(self.claimName) && has(self.hostPath))",
+    "message": "claimName and hostPath name two places for one cache: keep one of them",
+}
 
 
 def job_crd() -> Schema:
@@ -73,6 +77,7 @@ def job_crd() -> Schema:
 def profile_crd() -> Schema:
     """Return the CustomResourceDefinition of FineTuneProfile."""
     spec = structural(FineTuneProfileSpec, "What the platform team fixes for jobs that use this profile.")
+    spec["properties"]["cache"]["x-kubernetes-validations"] = [_ONE_CACHE]
     return _crd(
         _root("What a platform team fixes for its users, as a StorageClass does for storage.", spec),
         names={

@@ -60,10 +60,14 @@ class Gpu(Model):
 
 
 class Cache(Model):
-    """Where fetched models are kept between jobs."""
+    """Where fetched models are kept between jobs. Without a claim or a folder of the nodes: on the pod's own disk."""
 
     claim_name: Name | None = None
-    """PersistentVolumeClaim of the job's namespace; a pod's own disk when absent."""
+    """PersistentVolumeClaim of the job's namespace, ReadWriteMany where several nodes run its jobs."""
+    host_path: Annotated[str, Field(max_length=512, pattern=r"^/[^:]+$")] | None = None
+    """Folder of the nodes, writable by user 10001. Restricted and baseline Pod Security forbid it: for namespaces that enforce neither."""
+    max_size: Quantity | None = None
+    """Bytes that the models may take, as 500Gi: the one that was used longest ago is removed before another is fetched. Without a limit when absent."""
 
 
 class PrepareResources(Model):

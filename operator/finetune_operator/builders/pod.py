@@ -9,7 +9,7 @@ from finetune_contract import paths
 from finetune_contract.run_config import Use
 from finetune_operator.api import constants as c
 from finetune_operator.api.job import FineTuneJobSpec, Quantity, Resources
-from finetune_operator.api.profile import FineTuneProfileSpec
+from finetune_operator.api.profile import Cache, FineTuneProfileSpec
 from finetune_operator.api.views import Stage
 from finetune_operator.builders.quantities import quantity
 
@@ -199,7 +199,6 @@ def _mounts(pod: PodRequest, claims: tuple[str, ...]) -> list[Manifest]:
 
 
 def _volumes(pod: PodRequest, claims: tuple[str, ...]) -> list[Manifest]:
-    cache = pod.profile.cache.claim_name
     disk = pod.spec.resources.ephemeral_storage
     volumes: list[Manifest] = [
         {"name": "config", "downwardAPI": {"items": [
@@ -210,7 +209,7 @@ def _volumes(pod: PodRequest, claims: tuple[str, ...]) -> list[Manifest]:
             "audience": c.progress_audience(pod.uid), "expirationSeconds": _TOKEN_SECONDS, "path": _TOKEN_FILE,
         }}]}},
         {"name": "work", "emptyDir": _limit(disk)},
-        {"name": "cache", **({"persistentVolumeClaim": {"claimName": cache}} if cache else {"emptyDir": _limit(disk)})},
+        {"name": "cache", **_cache(pod.profile.cache, disk)},
         {"name": "tmp", "emptyDir": {}},
     ]  # fmt: skip
     if pod.stage == "train":
@@ -218,6 +217,14 @@ def _volumes(pod: PodRequest, claims: tuple[str, ...]) -> list[Manifest]:
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": size}})
     volumes += [{"name": f"claim-{n}", "persistentVolumeClaim": {"claimName": name}} for n, name in enumerate(claims)]
     return volumes
+
+
+def _cache(cache: Cache, disk: Quantity | None) -> Manifest:
+    if cache.claim_name:
+        return {"persistentVolumeClaim": {"claimName": cache.claim_name}}
+    if cache.host_path:
+        return {"hostPath": {"path": cache.host_path, "type": "Directory"}}
+    return {"emptyDir": _limit(disk)}
 
 
 def _limit(size: Quantity | None) -> Manifest:

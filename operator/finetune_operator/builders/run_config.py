@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from finetune_contract.run_config import Device, JobIdentity, RunConfig
 from finetune_contract.spec import TuningSpec
-from finetune_operator.api.job import FineTuneJobSpec
+from finetune_operator.api.job import FineTuneJobSpec, Quantity
 from finetune_operator.api.profile import FineTuneProfileSpec
 from finetune_operator.api.views import JobView
 from finetune_operator.builders.quantities import quantity
@@ -27,8 +27,13 @@ def build_run_config(
         device=Device(
             gpus=gpus,
             nodes=spec.resources.nodes,
-            gpu_memory_bytes=int(quantity(memory)) if memory is not None and gpus else None,
+            gpu_memory_bytes=_bytes(memory) if gpus else None,
         ),
+        cache_bytes=_bytes(profile.cache.max_size),
         config_hash=resolved.config_hash if resolved else "",
         prepared_sha256=resolved.prepared_sha256 if resolved else None,
     )
+
+
+def _bytes(size: Quantity | None) -> int | None:
+    return None if size is None else int(quantity(size))

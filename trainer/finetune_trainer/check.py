@@ -27,4 +27,4 @@ def run_check(config: RunConfig, env: Environment) -> DatasetCounts:
         seen = survey(parts)
     plan = choose_plan(seen, parts, fraction=dataset.validation.fraction, max_samples=dataset.max_samples)
     observed = observe(config.spec, seen, plan, train_examples=plan.train_examples)
-    return counts(seen, observed, validation_examples=plan.held_out, advice=warnings(observed))
+    return counts(observed, shape=seen.format, validation_examples=plan.held_out, advice=warnings(observed))

@@ -10,40 +10,32 @@ import hashlib
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.fitting import ResolveError
 from finetune_contract.outcome import OutputFile, PrepareResult
-from finetune_contract.prepared import DatasetSummary, Prepared, Resolved, Shard
-from finetune_contract.resolve import (
-    Choice,
-    DataFacts,
-    choose,
-    choose_loss,
-    resolve,
-)
+from finetune_contract.prepared import DatasetSummary, Prepared, Shard
+from finetune_contract.resolve import Choice, DataFacts, choose, resolve
 from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.shape import ModelShape
+from finetune_contract.spec import TuningSpec
 from finetune_contract.would_fit import what_would_fit
 from finetune_trainer.base_model import BaseModel, read_base_model
 from finetune_trainer.claim import claim_run
 from finetune_trainer.cpu import multiplies_bfloat16
+from finetune_trainer.data import record
 from finetune_trainer.data.advice import warnings
-from finetune_trainer.data.held_out import HeldOut
-from finetune_trainer.data.lengths import Lengths, measure
-from finetune_trainer.data.observe import counts, observe
+from finetune_trainer.data.cut import HELD_OUT, cut_data, phase, read_data
+from finetune_trainer.data.observe import counts
 from finetune_trainer.data.parts import Part, data_parts, digest_of_parts, revisions_of_parts
-from finetune_trainer.data.plan import Plan, choose_plan
-from finetune_trainer.data.second_pass import Tokenised, tokenise
-from finetune_trainer.data.shards import Cut, LocalShard, write_shards
-from finetune_trainer.data.survey import Survey, survey
-from finetune_trainer.data.tokenize import Encoder, padding_token
+from finetune_trainer.data.record import DataRecord, data_key, under
+from finetune_trainer.data.shards import LocalShard
+from finetune_trainer.data.tokenize import padding_token
 from finetune_trainer.deepspeed_config import own_config
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import NotFoundError, TrainerError
@@ -51,32 +43,11 @@ from finetune_trainer.evaluation.forgetting import is_measured, paragraphs
 from finetune_trainer.evaluation.metrics import check_metrics, scorers
 from finetune_trainer.logs import log
 from finetune_trainer.resume_check import check_resume
+from finetune_trainer.reuse import find_earlier, take_over
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.storage.folders import upload_folder
 
-HELD_OUT = "held-out.jsonl"
 _GIB = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """The data after both passes."""
-
-    parts: list[Part]
-    survey: Survey
-    plan: Plan
-    tokens: Tokenised
-    lengths: Lengths
-    stop_ids: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Shards:
-    """The cut data."""
-
-    train: Cut
-    validation: Cut
-    local: list[LocalShard]
 
 
 def run_prepare(config: RunConfig, env: Environment) -> tuple[PrepareResult, str]:
@@ -104,44 +75,86 @@ def _prepare(config: RunConfig, env: Environment, *, store: Store, scratch: Path
         paragraphs(spec.evaluation.forgetting)
     with _settings_are_the_users():
         model = _read_model(config, env)
-        data = _read_data(config, model, scratch)
-        check_metrics(spec.evaluation, data.survey.format)
-        facts = DataFacts(data.survey.format, data.lengths.longest, data.lengths.most, data.lengths.mean)
-        choice = choose(
-            spec,
-            device=config.device,
-            facts=facts,
-            shape=model.shape,
-            limit=model.limit,
-            fast_bfloat16=multiplies_bfloat16(),
-        )
-        _must_fit(config, choice, model.shape)
-        shards = _cut(data, choice, scratch)
+        parts = data_parts(spec.dataset, scratch / "data")
+        digest = digest_of_parts(parts)
+        data, choice = _known(config, store, _Source(parts, digest, model), scratch)
         resolved = resolve(
             spec,
             choice,
-            train_examples=shards.train.rows,
+            train_examples=data.train.rows,
             model_revision=model.revision,
-            dataset_revision=revisions_of_parts(data.parts),
-            dataset_sha256=digest_of_parts(data.parts),
+            dataset_revision=revisions_of_parts(parts),
+            dataset_sha256=digest,
         )
     own_config(spec, resolved)  # one that contradicts the job is known here
     stored = _store(config, store, scratch)
     prepared = Prepared(
         job_uid=config.job.uid,
         config_hash=config.config_hash,
-        dataset=_summary(config, data=data, shards=shards, resolved=resolved, model=model),
+        dataset=_summary(spec, data),
         estimate=choice.estimate,
         resolved=resolved,
         pad_token_id=padding_token(model.tokenizer),
-        shards=tuple(_shard(shard, stored[shard.name]) for shard in shards.local),
+        shards=tuple(_shard(shard, stored[shard.name]) for shard in data.shards),
         held_out=paths.join(paths.PREPARED_DIR, HELD_OUT),
-        first_example=data.tokens.first_example,
-        token_histogram=data.lengths.histogram,
-        label_histogram=data.survey.checks.labels,
+        first_example=data.first_example,
+        token_histogram=data.token_histogram,
+        label_histogram=dict(data.observed.labels),
     )
     check_resume(config, prepared, store)
     return prepared
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What the data are made of."""
+
+    parts: list[Part]
+    sha256: str
+    model: BaseModel
+
+
+def _known(config: RunConfig, store: Store, source: _Source, scratch: Path) -> tuple[DataRecord, Choice]:
+    """Return what the data became and what that settles; the shards lie in the folder that is stored."""
+    folder, model = scratch / paths.PREPARED_DIR, source.model
+    folder.mkdir()
+    key = data_key(config, data_sha256=source.sha256, model_revision=model.revision)
+    if found := find_earlier(config, store, key=key):
+        choice = _choose(config, model, found.data.facts)
+        if choice.max_sequence_length == found.data.max_sequence_length and take_over(found, store, folder):
+            return _recorded(found.data, folder), choice
+    read = read_data(
+        config.spec,
+        source.parts,
+        tokenizer=model.tokenizer,
+        stops=model.stops,
+        scratch=scratch,
+        held_out=folder / HELD_OUT,
+    )
+    shutil.rmtree(scratch / "data", ignore_errors=True)
+    log.info("the first example, what is trained on in ⟦⟧:\n%s", read.tokens.first_example)
+    choice = _choose(config, model, read.facts)
+    data = cut_data(read, folder, key=key, spec=config.spec, longest=choice.max_sequence_length)
+    return _recorded(data, folder), choice
+
+
+def _recorded(data: DataRecord, folder: Path) -> DataRecord:
+    (folder / record.NAME).write_text(data.model_dump_json(), encoding="utf-8")
+    return data
+
+
+def _choose(config: RunConfig, model: BaseModel, facts: DataFacts) -> Choice:
+    check_metrics(config.spec.evaluation, facts.format)
+    choice = choose(
+        config.spec,
+        device=config.device,
+        facts=facts,
+        shape=model.shape,
+        limit=model.limit,
+        fast_bfloat16=multiplies_bfloat16(),
+    )
+    _must_fit(config, choice, model.shape)
+    return choice
 
 
 def _done_before(config: RunConfig, store: Store) -> tuple[PrepareResult, str] | None:
@@ -157,36 +170,11 @@ def _done_before(config: RunConfig, store: Store) -> tuple[PrepareResult, str] |
 
 
 def _read_model(config: RunConfig, env: Environment) -> BaseModel:
-    with _phase("model") as said:
+    with phase("model") as said:
         model = read_base_model(config, env)
         shape = model.shape
         said.append(f"{shape.family}, {shape.parameters() / 1e6:.0f} million parameters, revision {model.revision}")
     return model
-
-
-def _read_data(config: RunConfig, model: BaseModel, scratch: Path) -> Data:
-    source = config.spec.dataset
-    with _phase("data") as said:
-        parts = data_parts(source, scratch / "data")
-        seen = survey(parts)
-        plan = choose_plan(seen, parts, fraction=source.validation.fraction, max_samples=source.max_samples)
-        said.append(f"{seen.examples} examples ({seen.format}), {plan.held_out} held out")
-    with _phase("tokens") as said:
-        started = time.monotonic()
-        encoder = Encoder(
-            model.tokenizer, shape=seen.format, loss=choose_loss(config.spec, seen.format), chat=seen.chat
-        )
-        held_out = HeldOut(config.spec.evaluation.max_examples)
-        tokens = tokenise(
-            parts, plan=plan, encoder=encoder, tokenizer=model.tokenizer, held_out=held_out, folder=scratch
-        )
-        (scratch / paths.PREPARED_DIR).mkdir()
-        held_out.write(scratch / paths.PREPARED_DIR / HELD_OUT)
-        rate = seen.examples / (time.monotonic() - started)
-        said.append(f"{sum(tokens.lengths)} tokens, {rate:.0f} examples a second")
-    log.info("the first example, what is trained on in ⟦⟧:\n%s", tokens.first_example)
-    shutil.rmtree(scratch / "data", ignore_errors=True)
-    return Data(parts, seen, plan, tokens, measure(tokens.lengths), encoder.stop_ids)
 
 
 def _must_fit(config: RunConfig, choice: Choice, shape: ModelShape) -> None:
@@ -204,24 +192,8 @@ def _must_fit(config: RunConfig, choice: Choice, shape: ModelShape) -> None:
     )
 
 
-def _cut(data: Data, choice: Choice, scratch: Path) -> Shards:
-    longest, folder = choice.max_sequence_length, scratch / paths.PREPARED_DIR
-    with _phase("shards") as said:
-        train, train_cut = write_shards(data.tokens.train, folder, part="train", longest=longest)
-        held, held_cut = write_shards(data.tokens.validation, folder, part="validation", longest=longest)
-        said.append(f"{len(train) + len(held)}, sequences of at most {longest} tokens")
-    for name, cut in (("the training", train_cut), ("the held-out", held_cut)):
-        if not cut.rows:
-            raise TrainerError(
-                ExitCode.EXAMPLES_TOO_LONG,
-                f"At maxSequenceLength {longest} nothing to train on remains of any of {name} part's {cut.dropped} "
-                f"examples (the longest has {data.lengths.longest} tokens): raise it, or shorten the prompts.",
-            )
-    return Shards(train_cut, held_cut, train + held)
-
-
 def _store(config: RunConfig, store: Store, scratch: Path) -> dict[str, OutputFile]:
-    with _phase("upload") as said:
+    with phase("upload") as said:
         folder = scratch / paths.PREPARED_DIR
         stored = upload_folder(store, folder, paths.join(config.run_uri, paths.PREPARED_DIR))
         said.append(f"{len(stored)} files, {sum(file.bytes for file in stored) / (1 << 20):.1f} MiB")
@@ -240,35 +212,19 @@ def _shard(shard: LocalShard, stored: OutputFile) -> Shard:
     )
 
 
-def _summary(config: RunConfig, *, data: Data, shards: Shards, resolved: Resolved, model: BaseModel) -> DatasetSummary:
-    seen, train, held = data.survey, shards.train, shards.validation
-    observed = replace(
-        observe(config.spec, seen, data.plan, train_examples=train.rows),
-        truncated=train.truncated + held.truncated,
-        dropped=train.dropped + held.dropped,
-        longest=data.lengths.longest,
-        max_sequence_length=resolved.max_sequence_length,
-        with_special_tokens=data.tokens.with_special_tokens,
-        left_out=data.tokens.left_out,
-        stop_token=_unknown_stop(data, model),
-    )
+def _summary(spec: TuningSpec, data: DataRecord) -> DatasetSummary:
+    observed = under(spec, data.observed)
     advice = warnings(observed)
     for warning in advice:
         log.warning("%s", warning)
     return DatasetSummary(
-        **dict(counts(seen, observed, validation_examples=held.rows, advice=advice)),
-        train_tokens=train.tokens,
-        loss_tokens=train.loss_tokens,
+        **dict(counts(observed, shape=data.facts.format, validation_examples=data.validation.rows, advice=advice)),
+        train_tokens=data.train.tokens,
+        loss_tokens=data.train.loss_tokens,
         longest=observed.longest,
         truncated=observed.truncated,
         dropped=observed.dropped,
     )
-
-
-def _unknown_stop(data: Data, model: BaseModel) -> str | None:
-    if not model.stops or model.stops & set(data.stop_ids):
-        return None
-    return str(model.tokenizer.convert_ids_to_tokens(data.stop_ids[0]))
 
 
 def _result(prepared: Prepared) -> PrepareResult:
@@ -282,12 +238,3 @@ def _settings_are_the_users() -> Iterator[None]:
         yield
     except ResolveError as error:
         raise TrainerError(ExitCode.CONFIG_INVALID, str(error)) from error
-
-
-@contextmanager
-def _phase(name: str) -> Iterator[list[str]]:
-    """Log one line when a phase is done: its name, what it found, how long it took."""
-    started = time.monotonic()
-    said: list[str] = []
-    yield said
-    log.info("%s: %s (%.1f s)", name, "; ".join(said), time.monotonic() - started)

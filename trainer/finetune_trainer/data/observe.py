@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.defaults import usual_rate
 from finetune_contract.prepared import DatasetCounts
 from finetune_contract.resolve import epochs_of
@@ -34,10 +35,12 @@ def observe(spec: TuningSpec, seen: Survey, plan: Plan, *, train_examples: int) 
     )
 
 
-def counts(seen: Survey, observed: Observed, *, validation_examples: int, advice: tuple[str, ...]) -> DatasetCounts:
+def counts(
+    observed: Observed, *, shape: DatasetFormat, validation_examples: int, advice: tuple[str, ...]
+) -> DatasetCounts:
     """Return the counts as the status has them."""
     return DatasetCounts(
-        format=seen.format,
+        format=shape,
         examples=observed.examples,
         train_examples=observed.train_examples,
         validation_examples=validation_examples,

@@ -167,7 +167,11 @@ def test_namespaced_mode_works_in_its_namespace_only(new_cluster):
 
 def test_uninstalling_the_chart_keeps_the_jobs(new_cluster):
     cluster = new_cluster("uninstall")
-    by_helm(cluster)
+    by_helm(cluster, "networkPolicy.enabled=true", "networkPolicy.trainingNamespaces={default}")
+    assert cluster.kubectl("get", "networkpolicies", "-A", "-o", "name").split() == [
+        "networkpolicy.networking.k8s.io/finetune-training",
+        "networkpolicy.networking.k8s.io/finetune-operator",
+    ]
     cluster.kubectl("wait", "--for=condition=Established", "crd", "--all")
     cluster.kubectl("apply", "-k", str(SAMPLES))
     run_helm(cluster.kubeconfig, "uninstall", RELEASE, "--namespace", NAMESPACE)

@@ -144,3 +144,19 @@ def test_monitoring_adds_what_the_prometheus_operator_reads():
     assert objects["PodMonitor", "finetune-operator"]["spec"]["podMetricsEndpoints"][0]["port"] in ports
     (group,) = objects["PrometheusRule", "finetune-operator"]["spec"]["groups"]
     assert {"FineTuneOperatorDown", "FineTuneAttemptsFail"} <= {rule["alert"] for rule in group["rules"]}
+
+
+def test_network_policies_let_through_what_the_product_needs_and_keep_the_node_s_credentials_away():
+    settings = ("networkPolicy.enabled=true", "networkPolicy.trainingNamespaces={team-a,team-b}")
+    added = {key: item for key, item in chart_objects(*settings).items() if key not in chart_objects()}
+    operator = ("NetworkPolicy", NAMESPACE, "finetune-operator")
+    teams = [("NetworkPolicy", team, "finetune-training") for team in ("team-a", "team-b")]
+    assert added.keys() == {operator, *teams}
+    open_ports = {port["port"] for rule in added[operator]["spec"]["ingress"] for port in rule["ports"]}
+    assert open_ports == {"status", "metrics"}
+    assert open_ports <= {port["name"] for port in container_of(chart_objects())["ports"]}
+    blocks = [
+        to["ipBlock"] for rule in added[teams[0]]["spec"]["egress"] for to in rule.get("to", []) if "ipBlock" in to
+    ]
+    assert "169.254.0.0/16" in blocks[0]["except"]
+    assert "fd00:ec2::254/128" in blocks[1]["except"]

@@ -91,3 +91,12 @@ finetune-operator
 {{ toYaml . }}
 {{- end }}
 {{- end }}
+
+{{/* What every pod needs to find the others. */}}
+{{- define "finetune.dnsEgress" -}}
+- ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
+{{- end }}

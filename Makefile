@@ -103,7 +103,7 @@ store-down: $(STAMP) ## End it
 demo: venv ## Tune a model on the local cluster from start to end (KEEP=1 leaves it up)
 	$(BIN)/python -m dev.demo run $(if $(KEEP),--keep)
 
-images: $(STAMP) ## Build both images (BASE_IMAGE=... or one made by debootstrap)
+images: $(STAMP) ## Build both images (BASE_IMAGE=... or one made by debootstrap), each with its bill of materials
 	$(BIN)/python -m dev.images build $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE))
 
 images-check: $(STAMP) ## Run both images as the manifests do: uid 10001, read-only root, no capabilities

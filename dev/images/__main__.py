@@ -13,6 +13,7 @@ from dev.images.base import debian_base
 from dev.images.engine import Engine, ImageError, find_engine, scratch
 from dev.images.on_cluster import check_operator
 from dev.images.registry import secret_flags
+from dev.images.sbom import bill_of_materials, packages_of
 
 ROOT = Path(__file__).parents[2]
 RUN_DIR = ROOT / ".run" / "images"
@@ -50,6 +51,7 @@ def build(engine: Engine, base_image: str | None, targets: list[str]) -> None:
             began = time.monotonic()
             engine.run("build", "--network=host", *secrets, *_build_flags(base, target), str(ROOT))
             _report(engine, target, time.monotonic() - began)
+            _write_bill(engine, target)
 
 
 def _build_flags(base: str, target: str) -> list[str]:
@@ -68,6 +70,15 @@ def _revision() -> str:
 def _report(engine: Engine, target: str, seconds: float) -> None:
     size = int(engine.run("image", "inspect", "--format={{.Size}}", image_name(target), capture=True))
     print(f"{image_name(target)}: {size / 1e6:.0f} MB, built in {seconds:.0f} s", flush=True)
+
+
+def _write_bill(engine: Engine, target: str) -> None:
+    """Say what is in an image, in a file beside the build's others."""
+    image = image_name(target)
+    packages = packages_of(engine, image)
+    path = RUN_DIR / f"{target}.cdx.json"
+    path.write_text(bill_of_materials(image, packages))
+    print(f"{path.relative_to(ROOT)}: {len(packages)} packages (CycloneDX)", flush=True)
 
 
 def check(engine: Engine, targets: list[str]) -> None:

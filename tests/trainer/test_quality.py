@@ -21,7 +21,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("quality")
     spec = spec_of(write_orders(folder / "orders.jsonl", count=100), steps=STEPS)
     spec["hyperparameters"]["learningRate"] = 1e-3
-    spec["evaluation"] |= {"everySteps": STEPS, "maxExamples": 12}
+    few = {"prompts": ["Hello."], "everySteps": STEPS}
+    spec["evaluation"] |= {"everySteps": STEPS, "maxExamples": 12, "samples": few}
     return run_job("format", spec, folder=folder)
 
 

@@ -63,6 +63,7 @@ FIXED = [
     ("json-schema-changed", MEASURED, {"spec.evaluation": {"jsonSchema": {"required": ["order"]}}}),
     ("json-schema-changed-deep-inside", MEASURED, {"spec.evaluation": {"jsonSchema": {"$defs": {"t": {"x-note": 2}}}}}),
     ("profile-added", SMALL, {"spec.profile": "a100"}),
+    ("queue-added", SMALL, {"spec.scheduling": {"queue": "tuning"}}),
     ("node-selector-added", SMALL, {"spec.scheduling": {"nodeSelector": {"pool": "b"}}}),
     ("node-selector-changed", FULL, {"spec.scheduling": {"nodeSelector": {"pool": "b"}}}),
     ("scheduling-removed-with-its-selector", FULL, {"spec.scheduling": None}),
@@ -73,6 +74,7 @@ FREE = [
     ("lifecycle-added", SMALL, {"spec.lifecycle": {"gracePeriodSeconds": 5}}),
     ("lifecycle-removed", FULL, {"spec.lifecycle": None}),
     ("priority-added-where-scheduling-was-absent", SMALL, {"spec.scheduling": {"priorityClass": "high"}}),
+    ("queue-priority-added-where-scheduling-was-absent", SMALL, {"spec.scheduling": {"queuePriority": "high"}}),
     ("priority-changed", FULL, {"spec.scheduling": {"priorityClass": "high"}}),
     ("priority-removed", FULL, {"spec.scheduling": {"priorityClass": None}}),
 ]

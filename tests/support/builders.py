@@ -13,7 +13,16 @@ from finetune_contract.spec import LossOn, Precision
 from finetune_operator.api.profile import FineTuneProfileSpec
 from finetune_operator.api.report import ProgressReport
 from finetune_operator.api.status import FineTuneJobStatus
-from finetune_operator.api.views import ChildJob, ContainerView, JobView, PodView, ProfileView, Stage, View
+from finetune_operator.api.views import (
+    ChildJob,
+    ContainerView,
+    JobView,
+    PodView,
+    ProfileView,
+    Stage,
+    View,
+    WorkloadView,
+)
 from finetune_operator.builders.names import child_name
 from finetune_operator.policy.decide import PolicySettings, decide
 from finetune_operator.policy.plan import Plan
@@ -88,6 +97,20 @@ def make_pod(child: ChildJob, phase: str = "Running", **changes: Any) -> PodView
     return PodView(**{**fields, **changes})
 
 
+def make_workload(child: ChildJob, **changes: Any) -> WorkloadView:
+    """Return Kueue's Workload of a batch Job: waiting for quota, unless told otherwise."""
+    fields: dict[str, Any] = {
+        "namespace": "team",
+        "name": f"job-{child.name}-abcde",
+        "uid": f"workload-of-{child.name}",
+        "child_uid": child.uid,
+        "reserved": False,
+        "reason": "WaitingForQuota",
+        "message": "insufficient unused quota for nvidia.com/gpu in flavor gpu, 2 more needed",
+    }
+    return WorkloadView(**{**fields, **changes})
+
+
 def ended_pod(child: ChildJob, *, exit_code: int, message: str = "", reason: str = "Error", **changes: Any) -> PodView:
     """Return a pod whose main container has ended."""
     container = ContainerView(child.stage, "terminated", "Completed" if exit_code == 0 else reason, message, exit_code)
@@ -145,10 +168,25 @@ class Story:
 
     def __init__(self, spec: dict[str, Any] | None = None, *profiles: ProfileView) -> None:
         self.job, self.profiles, self.now = make_job(spec), profiles, NOW
+        self.kueue = True
 
-    def sees(self, *children: ChildJob, pods: tuple[PodView, ...] = (), report: ProgressReport | None = None) -> Plan:
+    def sees(
+        self,
+        *children: ChildJob,
+        pods: tuple[PodView, ...] = (),
+        workload: WorkloadView | None = None,
+        report: ProgressReport | None = None,
+    ) -> Plan:
         """Decide on what is seen, and take over the status."""
-        view = View(job=self.job, profiles=self.profiles, children=children, pods=pods, report=report)
+        view = View(
+            job=self.job,
+            profiles=self.profiles,
+            children=children,
+            pods=pods,
+            workloads=(workload,) if workload else (),
+            kueue=self.kueue,
+            report=report,
+        )
         plan = decide(view, self.now, SETTINGS)
         if plan.status is not None:
             self.job = replace(self.job, status=plan.status)

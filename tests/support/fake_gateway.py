@@ -21,11 +21,12 @@ class FakeGateway:
 
     def __init__(self) -> None:
         self.objects: dict[Kind, dict[tuple[str, str], Body]] = {
-            kind: {} for kind in ("FineTuneJob", "FineTuneProfile", "Job", "Pod")
+            kind: {} for kind in ("FineTuneJob", "FineTuneProfile", "Job", "Pod", "Workload")
         }
         self.calls: list[str] = []
         self.events: list[EventRequest] = []
         self.fail_next: Exception | None = None
+        self.kueue = False
         self._version = 100
 
     def add(self, kind: Kind, body: Body) -> Body:
@@ -41,6 +42,10 @@ class FakeGateway:
         """Yield all objects of a kind."""
         for body in list(self.objects[kind].values()):
             yield copy.deepcopy(body)
+
+    async def serves_kueue(self) -> bool:
+        """Whether there is a Kueue."""
+        return self.kueue
 
     async def get_job(self, namespace: str, name: str) -> Body | None:
         """Return a batch Job."""

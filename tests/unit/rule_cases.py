@@ -197,6 +197,8 @@ GOOD: tuple[Case, ...] = (
         },
     ),
     _good("toleration", spec__scheduling={"tolerations": [{"key": "gpu", "operator": "Exists"}]}),
+    _good("queue", spec__scheduling={"queue": "tuning", "queuePriority": "high"}),
+    _good("fewer-nodes", spec__resources={"nodes": 4, "minNodes": 2}),
     Case("profile", profile({"limits": {"maxGpus": 1}, "storage": {"endpoint": "https://s3.example.com"}})),
     Case("profile-empty", profile({})),
     Case("profile-defaults", profile({"defaults": {"resources": {"gpusPerNode": 0}}})),
@@ -304,6 +306,7 @@ BAD_TYPES: tuple[Case, ...] = (
     _bad("quantity-fraction", "spec.resources.memory", 1.5, "must be an amount"),
     _bad("gpus-negative", "spec.resources.gpusPerNode", -1, "must be at least 0 (is -1)"),
     _bad("selector-number", "spec.scheduling.nodeSelector", {"pool": 3}, 'put it in quotes, "3"'),
+    _bad("queue-is-no-name", "spec.scheduling.queue", "Tuning Queue", "must be a name of small letters"),
     _bad("grace-zero", "spec.lifecycle.gracePeriodSeconds", 0, "must be at least 1 (is 0)"),
     Case(
         "profile-endpoint",
@@ -315,6 +318,7 @@ BAD_TYPES: tuple[Case, ...] = (
 )
 
 BAD_RULES: tuple[Case, ...] = (
+    _rule("min-nodes", "spec.resources", {"spec.resources": {"minNodes": 2}}, "minNodes may not exceed nodes"),
     _rule("name-too-long", "metadata.name", {}, "may have at most 40 characters", job_name="a" * 41),
     _rule("name-digit-first", "metadata.name", {}, "begin with a letter", job_name="7b-run"),
     _rule("name-dots", "metadata.name", {}, "must be lower-case letters, digits and -", job_name="my.job"),

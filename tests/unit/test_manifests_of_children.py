@@ -233,3 +233,22 @@ def test_a_pod_starts_no_more_threads_than_it_asks_for_cpus(cpu: str | None, thr
     spec = make_spec(resources={"cpu": cpu}) if cpu else make_spec()
     for container in containers_of(built(spec=spec)):
         assert {item["name"]: item["value"] for item in container["env"]}.get("OMP_NUM_THREADS") == threads
+
+
+# Kueue.
+
+
+def test_a_queued_training_job_is_created_suspended_with_the_labels_of_its_queue_on_the_job_alone() -> None:
+    queued = built(spec=make_spec(scheduling={"queue": "tuning", "queuePriority": "high"}))
+    asked = {"kueue.x-k8s.io/queue-name": "tuning", "kueue.x-k8s.io/priority-class": "high"}
+    assert asked.items() <= queued["metadata"]["labels"].items()
+    assert queued["spec"]["suspend"] is True
+    assert not asked.keys() & queued["spec"]["template"]["metadata"]["labels"].keys()
+
+
+@pytest.mark.parametrize("changes", [{"stage": "prepare"}, {"collect": True}], ids=["prepare", "collect"])
+def test_what_asks_for_no_gpu_waits_in_no_queue_unless_the_profile_says_so(changes) -> None:
+    spec = make_spec(scheduling={"queue": "tuning"})
+    assert "suspend" not in built(spec=spec, **changes)["spec"]
+    told = built(spec=spec, profile={"prepare": {"queue": "cpu"}}, **changes)
+    assert (told["metadata"]["labels"]["kueue.x-k8s.io/queue-name"], told["spec"]["suspend"]) == ("cpu", True)

@@ -64,6 +64,10 @@ finetune-operator
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
+# Why a job waits in Kueue's queue. Where no Kueue is, the right is to nothing.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [get, list, watch]
 {{- end }}
 
 {{- /* Rights that only a ClusterRole can give: TokenReview has no namespace, nor have profiles and CRDs. */ -}}

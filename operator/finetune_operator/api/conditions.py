@@ -16,6 +16,8 @@ class ConditionType(StrEnum):
     """The spec and its profile allow a run."""
     PREPARED = "Prepared"
     """The data is checked and tokenised; a GPU may be asked for."""
+    QUOTA_RESERVED = "QuotaReserved"
+    """Kueue holds quota for the current attempt: there only where the job is in a queue. Its reasons are Kueue's own."""
     PODS_READY = "PodsReady"
     """Every pod of the current attempt is ready."""
     RUNNING = "Running"
@@ -85,6 +87,18 @@ class Reason(StrEnum):
     POD_FAILED = "PodFailed"
     """The attempt has ended with a failure."""
 
+    # QuotaReserved, Running
+    QUEUED = "Queued"
+    """The queue holds the Job back; the message is Kueue's."""
+    KUEUE_NOT_SERVED = "KueueNotServed"
+    """scheduling.queue names a queue, and the cluster serves no Kueue. The job waits for it."""
+    WAITING_FOR_KUEUE = "WaitingForKueue"
+    """Kueue has not taken the Job up yet."""
+    PREEMPTED = "Preempted"
+    """Kueue has taken the quota back: the attempt writes a checkpoint, waits in the queue and goes on, without charge."""
+    REQUEUED = "Requeued"
+    """The Job has left the queue, and the next attempt's takes its place: scheduling.queuePriority has changed, or fewer nodes are asked for (resources.minNodes)."""
+
     # Suspended
     SUSPENDING = "Suspending"
     """The attempt writes a checkpoint and ends."""
@@ -137,6 +151,7 @@ class Phase(StrEnum):
 
     PENDING = "Pending"
     PREPARING = "Preparing"
+    QUEUED = "Queued"
     STARTING = "Starting"
     RUNNING = "Running"
     RESTARTING = "Restarting"

@@ -20,6 +20,11 @@ LABEL_RUN = f"{GROUP}/run"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 MANAGED_SELECTOR = f"{LABEL_MANAGED_BY}={MANAGER}"
 
+KUEUE_GROUP = "kueue.x-k8s.io"
+WORKLOAD_PLURAL = "workloads"
+LABEL_QUEUE = f"{KUEUE_GROUP}/queue-name"
+LABEL_QUEUE_PRIORITY = f"{KUEUE_GROUP}/priority-class"
+
 ANNOTATION_CONFIG = f"{GROUP}/config"
 ANNOTATION_PROGRESS_CA = f"{GROUP}/progress-ca"
 ANNOTATION_RERUN = f"{GROUP}/rerun"

@@ -8,12 +8,12 @@ from typing import Any
 
 
 def config_hash(spec: dict[str, Any]) -> str:
-    """Return the sha256 (hex) of a FineTuneJob's spec without lifecycle and scheduling.priorityClass.
+    """Return the sha256 (hex) of a FineTuneJob's spec without lifecycle and the priorities.
 
     The spec is the effective one, the profile's defaults merged in. Key order does not matter.
     """
     fixed = {key: value for key, value in spec.items() if key not in ("lifecycle", "scheduling")}
-    scheduling = {k: v for k, v in spec.get("scheduling", {}).items() if k != "priorityClass"}
+    scheduling = {k: v for k, v in spec.get("scheduling", {}).items() if k not in ("priorityClass", "queuePriority")}
     if scheduling:
         fixed["scheduling"] = scheduling
     text = json.dumps(fixed, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

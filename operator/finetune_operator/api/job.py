@@ -26,6 +26,7 @@ Quantity = Annotated[
     ),
 ]
 Seconds = Annotated[int, Field(ge=1, le=31536000)]
+QueueName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 LabelValue = Annotated[str, Field(max_length=63)]
 LabelKey = Annotated[str, Field(max_length=317)]
 
@@ -43,6 +44,8 @@ class Resources(Model):
 
     nodes: Annotated[int, Field(ge=1, le=256)] = 1
     """Training pods of an attempt. They start and end together, and share every batch evenly: batchSize must be a multiple of nodes times gpusPerNode."""
+    min_nodes: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Fewest training pods that will do. A job that its queue has had no quota for in five minutes asks for the next smaller number over which batchSize divides evenly, down to this one; batchSize stays what it is."""
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] | None = None
     """GPUs of each training pod; 1 when absent, 0 trains on the CPU. Each has a process of its own, and they share every batch evenly (DDP)."""
     gpu_memory: Quantity | None = None
@@ -86,6 +89,10 @@ class Scheduling(Model):
     """Labels that the training pod's node must have."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] | None = None
     """Taints that the pods tolerate."""
+    queue: QueueName | None = None
+    """LocalQueue of Kueue, in the job's namespace, that the training pods wait in for their GPUs. Preparing the data does not wait."""
+    queue_priority: QueueName | None = None
+    """WorkloadPriorityClass of Kueue: who is admitted first, and who is preempted. May be changed: a job that waits then queues anew, one that runs takes it with its next attempt."""
     priority_class: Name | None = None
     """PriorityClass of the pods. May be changed while the job runs; the next attempt has it."""
 

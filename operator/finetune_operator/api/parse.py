@@ -8,7 +8,7 @@ from typing import Any, Literal
 from finetune_operator.api import constants as c
 from finetune_operator.api.profile import FineTuneProfileSpec
 from finetune_operator.api.status import FineTuneJobStatus
-from finetune_operator.api.views import ChildJob, ContainerView, JobView, PodView, ProfileView
+from finetune_operator.api.views import ChildJob, ContainerView, JobView, PodView, ProfileView, WorkloadView
 
 Body = dict[str, Any]
 
@@ -59,6 +59,8 @@ def parse_child(body: Body) -> ChildJob | None:
         deleting="deletionTimestamp" in meta,
         failure_reason=failed.get("reason", ""),
         failure_message=failed.get("message", ""),
+        suspended=(body.get("spec") or {}).get("suspend") is True,
+        queue_priority=labels.get(c.LABEL_QUEUE_PRIORITY),
     )
 
 
@@ -84,6 +86,29 @@ def parse_pod(body: Body) -> PodView | None:
         deleted_at=parse_time(meta.get("deletionTimestamp")),
         disrupted_at=parse_time(disruption.get("lastTransitionTime")),
         grace_seconds=spec.get("terminationGracePeriodSeconds", 30),
+    )
+
+
+def parse_workload(body: Body) -> WorkloadView | None:
+    """Return Kueue's Workload of a batch Job, or None if it is of another kind."""
+    meta = body["metadata"]
+    owner = _controller(meta)
+    if owner is None or owner["kind"] != "Job":
+        return None
+    reserved, waits = _condition(body, "QuotaReserved"), _condition(body, "QuotaReserved", "False")
+    evicted = _condition(body, "Evicted")
+    return WorkloadView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        child_uid=owner["uid"],
+        reserved=bool(reserved),
+        reason=(reserved or waits).get("reason", ""),
+        message=(reserved or waits).get("message", ""),
+        admitted=bool(_condition(body, "Admitted")),
+        checks=_condition(body, "Admitted", "False").get("message", ""),
+        evicted=evicted.get("reason", ""),
+        evicted_message=evicted.get("message", ""),
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, WithJsonSchema
 
 from finetune_contract.fields import Name, Uri
 from finetune_contract.model import Model
-from finetune_operator.api.job import Quantity, Trainer
+from finetune_operator.api.job import Quantity, QueueName, Trainer
 
 Pattern = Annotated[str, Field(min_length=1, max_length=512)]
 Patterns = Annotated[tuple[Pattern, ...], Field(max_length=64)]
@@ -84,6 +84,8 @@ class Prepare(Model):
 
     resources: PrepareResources = PrepareResources()
     """What the prepare pod gets."""
+    queue: QueueName | None = None
+    """LocalQueue of Kueue that the prepare pod waits in, where none may start outside a queue. It asks for no GPU."""
 
 
 class FineTuneProfileSpec(Model):

@@ -190,6 +190,12 @@ JOB_RULES: tuple[Rule, ...] = (
         "microBatchSize must divide each GPU's share of batchSize (16 when absent): batchSize / nodes / gpusPerNode",
         _shares_are_whole,
     ),
+    Rule(
+        ("spec", "resources"),
+        "!has(self.minNodes) || self.minNodes <= (has(self.nodes) ? self.nodes : 1)",
+        "minNodes may not exceed nodes (1 when absent)",
+        lambda resources: resources.get("minNodes", 1) <= resources.get("nodes", 1),
+    ),
     *_uri_rules(
         ("spec", "model", "uri"),
         (_HF, _S3, _GS, _AZ, _PVC),
@@ -228,6 +234,7 @@ JOB_RULES: tuple[Rule, ...] = (
 )
 
 _MUTABLE = {"lifecycle", "scheduling"}
+_PRIORITIES = {"priority_class", "queue_priority"}
 _RERUNS = "(has(self.lifecycle) && has(self.lifecycle.onSpecChange) && self.lifecycle.onSpecChange == 'Rerun')"
 _FIXED = (
     "is fixed after creation: delete the job and create a new one, or set lifecycle.onSpecChange: Rerun for a new run"
@@ -235,7 +242,7 @@ _FIXED = (
 
 
 def immutability_rules() -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """Yield (path, CEL, message) that fix everything but lifecycle and the priority after creation.
+    """Yield (path, CEL, message) that fix everything but lifecycle and the priorities after creation.
 
     `self.?a == oldSelf.?a` exceeds the CEL cost budget, pairs of has() do not; and a rule on a whole parent
     would refuse to add a mutable field where the parent was absent (job-traps 22).
@@ -249,7 +256,7 @@ def immutability_rules() -> Iterator[tuple[tuple[str, ...], str, str]]:
             same = f"has(self.{alias}) == has(oldSelf.{alias}) && (!has(self.{alias}) || {same})"
         yield ("spec",), f"{_RERUNS} || ({same})", f"spec.{alias} {_FIXED}"
     for field, alias in _aliases(Scheduling):
-        if field == "priority_class":
+        if field in _PRIORITIES:
             continue
         new, old = (f"has({v}.scheduling) && has({v}.scheduling.{alias})" for v in ("self", "oldSelf"))
         same = f"({new}) == ({old}) && (!({new}) || self.scheduling.{alias} == oldSelf.scheduling.{alias})"

@@ -110,6 +110,19 @@ class LastFailure(Model):
     """When the operator saw it."""
 
 
+class QueueStatus(Model):
+    """Where the job stands with Kueue."""
+
+    name: str | None = None
+    """The LocalQueue."""
+    workload: str | None = None
+    """Kueue's Workload of the current attempt."""
+    waiting_since: Time | None = None
+    """Since when the current attempt waits for quota; absent while it has it."""
+    waited_seconds: int = 0
+    """Time that the run has waited for quota before, all attempts together."""
+
+
 class JobReference(Model):
     """The batch Job of the current attempt, once it was seen."""
 
@@ -175,6 +188,8 @@ class ResolvedStatus(Model):
     """sha256 of prepared.json."""
     training: Resolved | None = None
     """What prepare chose."""
+    nodes: int | None = None
+    """Training pods of the next attempt, where the queue had no quota for resources.nodes."""
     micro_batch_size: int | None = None
     """Largest micro-batch of the next attempt, since memory ran out with a larger one; batchSize stays what it is."""
 
@@ -204,6 +219,8 @@ class FineTuneJobStatus(Model):
     """Number of the current attempt."""
     job: JobReference | None = None
     """The batch Job of the current attempt, once it was seen."""
+    queue: QueueStatus | None = None
+    """Where the job stands with Kueue; absent for a job in no queue."""
     restarts: Restarts | None = None
     """How often the job was started again."""
     progress: Progress | None = None

@@ -67,6 +67,35 @@ class ChildJob:
     """Reason of the Job's Failed condition, as PodFailurePolicy."""
     failure_message: str = ""
     """Its message, which keeps the exit code even when the pod is gone (job-traps 5)."""
+    suspended: bool = False
+    """Whether no pod may start: the queue has not admitted it, or has taken its quota back."""
+    queue_priority: str | None = None
+    """Name of its WorkloadPriorityClass."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadView:
+    """Kueue's Workload of a batch Job: where that stands in its queue."""
+
+    namespace: str
+    name: str
+    uid: str
+    child_uid: str
+    """uid of the batch Job."""
+    reserved: bool
+    """Whether it has quota: the condition QuotaReserved."""
+    reason: str
+    """Its reason, as WaitingForQuota."""
+    message: str
+    """Its message, as the quota that is missing."""
+    admitted: bool = False
+    """Whether the Job may start: quota, and all admission checks."""
+    checks: str = ""
+    """Message of the condition Admitted while it is false."""
+    evicted: str = ""
+    """Reason of the condition Evicted while it is true, as Preempted."""
+    evicted_message: str = ""
+    """Its message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,5 +150,9 @@ class View:
     """Jobs whose controller is this FineTuneJob, by uid."""
     pods: tuple[PodView, ...] = ()
     """Pods of those Jobs."""
+    workloads: tuple[WorkloadView, ...] = ()
+    """Kueue's Workloads of those Jobs."""
+    kueue: bool = False
+    """Whether the cluster serves Kueue."""
     report: ProgressReport | None = None
     """The newest progress post."""

@@ -41,6 +41,7 @@ def build_job(
         collect=collect,
         meeting=Meeting(service=service_name(job.name, job.uid), first=f"{name}-0") if nodes > 1 else None,
     )
+    queueing = _queue_labels(spec, profile, stage=stage, collect=collect)
     annotations = {c.ANNOTATION_CONFIG: config.to_json(), c.ANNOTATION_PROGRESS_CA: progress_ca}
     return {
         "apiVersion": "batch/v1",
@@ -48,10 +49,11 @@ def build_job(
         "metadata": {
             "name": name,
             "namespace": job.namespace,
-            "labels": labels,
+            "labels": {**labels, **queueing},
             "ownerReferences": [owner_reference(job)],
         },
         "spec": {
+            **({"suspend": True} if queueing else {}),  # Kueue starts it
             "completions": nodes,
             "parallelism": nodes,
             "completionMode": "Indexed",
@@ -61,6 +63,19 @@ def build_job(
             "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": build_pod_spec(pod)},
         },
     }
+
+
+def _queue_labels(
+    spec: FineTuneJobSpec, profile: FineTuneProfileSpec, *, stage: Stage, collect: bool
+) -> dict[str, str]:
+    """Return the labels by which Kueue takes the Job into a queue. On the Job alone: its pods are not queued again."""
+    if stage == "prepare" or collect:
+        return {c.LABEL_QUEUE: profile.prepare.queue} if profile.prepare.queue else {}
+    wanted = spec.scheduling
+    if wanted.queue is None:
+        return {}
+    priority = {c.LABEL_QUEUE_PRIORITY: wanted.queue_priority} if wanted.queue_priority else {}
+    return {c.LABEL_QUEUE: wanted.queue, **priority}
 
 
 def _failure_policy() -> Manifest:

@@ -29,7 +29,9 @@ _TYPES = {
 _FORMS = {
     "GB": "be a size, as 5GB or 500MB",
     "]*/[": "be a repository, as organisation/name",
-    "": "be a URL, as https://host:port, without credentials or query",
+    "://": "be a URL, as https://host:port, without credentials or query",
+    "a-zA-Z": "be a name of letters, digits, -, _ and .",
+    "": "be a name of small letters, digits, - and .",
 }
 """By what a field's pattern has in it."""
 _QUANTITY = "an amount, as 2, 500m or 16Gi"

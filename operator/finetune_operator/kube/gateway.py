@@ -27,13 +27,23 @@ class KubeGateway:
         query: dict[str, str | int] = {"limit": _PAGE}
         if kind in ("Job", "Pod"):
             query["labelSelector"] = c.MANAGED_SELECTOR
-        while True:
-            page = await self._api.get(self._collection(kind), query) or {}
+        path = await self._workloads() if kind == "Workload" else self._collection(kind)
+        while path:
+            page = await self._api.get(path, query) or {}
             for item in page.get("items", []):
                 yield item
             query["continue"] = page.get("metadata", {}).get("continue", "")
             if not query["continue"]:
                 return
+
+    async def serves_kueue(self) -> bool:
+        """Whether the API server knows Kueue's group, and workloads in it."""
+        return await self._workloads() is not None
+
+    async def _workloads(self) -> str | None:
+        """Return the path of Kueue's Workloads in the version that the API server prefers; None without a Kueue."""
+        group = await self._api.get(f"/apis/{c.KUEUE_GROUP}")
+        return self._namespaced(group["preferredVersion"]["groupVersion"], c.WORKLOAD_PLURAL) if group else None
 
     async def get_job(self, namespace: str, name: str) -> Body | None:
         """Return a batch Job, or None."""
@@ -92,10 +102,14 @@ class KubeGateway:
         await self._api.post(f"/api/v1/namespaces/{job.namespace}/events", body)
 
     def _collection(self, kind: Kind) -> str:
-        where = f"/namespaces/{self._namespace}" if self._namespace else ""
         return {
-            "FineTuneJob": f"/apis/{c.API_VERSION}{where}/{c.JOB_PLURAL}",
+            "FineTuneJob": self._namespaced(c.API_VERSION, c.JOB_PLURAL),
             "FineTuneProfile": f"/apis/{c.API_VERSION}/{c.PROFILE_PLURAL}",
-            "Job": f"/apis/batch/v1{where}/jobs",
-            "Pod": f"/api/v1{where}/pods",
+            "Job": self._namespaced("batch/v1", "jobs"),
+            "Pod": self._namespaced("v1", "pods"),
         }[kind]
+
+    def _namespaced(self, version: str, plural: str) -> str:
+        root = "/api" if version == "v1" else "/apis"
+        where = f"/namespaces/{self._namespace}" if self._namespace else ""
+        return f"{root}/{version}{where}/{plural}"

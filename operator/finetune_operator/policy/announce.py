@@ -9,8 +9,27 @@ from finetune_operator.api.conditions import Reason
 from finetune_operator.api.status import Condition, FineTuneJobStatus
 from finetune_operator.policy.plan import EventRequest
 
-_NEWS = (T.VALIDATED, T.PREPARED, T.RUNNING, T.SUSPENDED, T.CHECKPOINT_AVAILABLE, T.COMPLETE, T.FAILED)
-_WARNINGS = {Reason.UNSCHEDULABLE, Reason.IMAGE_PULL, Reason.CONTAINER_CONFIG, Reason.JOB_REFUSED, Reason.RESTARTING}
+_NEWS = (
+    T.VALIDATED,
+    T.PREPARED,
+    T.QUOTA_RESERVED,
+    T.RUNNING,
+    T.SUSPENDED,
+    T.CHECKPOINT_AVAILABLE,
+    T.COMPLETE,
+    T.FAILED,
+)
+_WARNINGS = {
+    Reason.UNSCHEDULABLE,
+    Reason.IMAGE_PULL,
+    Reason.CONTAINER_CONFIG,
+    Reason.JOB_REFUSED,
+    Reason.RESTARTING,
+    Reason.KUEUE_NOT_SERVED,
+    Reason.PREEMPTED,
+}
+_PASSING = {Reason.WAITING_FOR_KUEUE, "Pending", "PendingEvaluation", Reason.SUCCEEDED, Reason.POD_FAILED}
+"""Reasons of QuotaReserved that another one follows at once, or that the job's end says better."""
 
 
 def announcements(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[EventRequest]:
@@ -29,6 +48,8 @@ def _is_news(was: Condition | None, now: Condition) -> bool:
     if was is None and now.reason == Reason.VALID:  # so is nearly every job: an Event each would say nothing
         return False
     changed = was is None or (was.status, was.reason) != (now.status, now.reason)
+    if now.type == T.QUOTA_RESERVED:
+        return changed and now.reason not in _PASSING
     return changed and (now.status == "True" or _severity(now) == "Warning")
 
 

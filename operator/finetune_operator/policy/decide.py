@@ -22,11 +22,12 @@ from finetune_operator.api.status import (
     Restarts,
 )
 from finetune_operator.api.views import ChildJob, JobView, PodView, View
-from finetune_operator.policy import cleanup, deadlines, progress, rerun, results, retry, suspension, waiting
+from finetune_operator.policy import cleanup, deadlines, rerun, results, retry, suspension, waiting
+from finetune_operator.policy.active import go_on
 from finetune_operator.policy.announce import announcements
 from finetune_operator.policy.draft import Draft
 from finetune_operator.policy.effective import Effective, Problem, effective_spec
-from finetune_operator.policy.ending import current_stage, fail_attempt, fail_job, give_up_attempt
+from finetune_operator.policy.ending import current_stage, fail_attempt, fail_job
 from finetune_operator.policy.failures import Failed, classify
 from finetune_operator.policy.plan import ChildRequest, Plan
 from finetune_operator.policy.step import Step
@@ -157,7 +158,7 @@ def _advance(view: View, draft: Draft, effective: Effective, *, now: datetime, s
         return _ended_badly(draft, effective, classify(child, pods), pods=pods, now=now)
     if child.state == "complete":
         return _complete(view, draft, effective, now=now)
-    return _active(view, draft, effective, now=now, settings=settings)
+    return go_on(view, draft, effective, child=child, least=settings.progress_seconds)
 
 
 def _current(view: View, status: FineTuneJobStatus, stage: str) -> ChildJob | None:
@@ -219,57 +220,3 @@ def _ended_badly(
 
 def _of(pod: PodView, draft: Draft) -> bool:
     return draft.status.job is not None and pod.child == draft.status.job.name
-
-
-def _active(view: View, draft: Draft, effective: Effective, *, now: datetime, settings: PolicySettings) -> Step:
-    pods = tuple(pod for pod in view.pods if _of(pod, draft))
-    if any(waiting.is_lost(pod, now) for pod in pods):
-        lost = Failed(FailureClass.DISRUPTED, Reason.EVICTED, "the node was lost with the pod on it")
-        return give_up_attempt(draft, effective, lost, now=now)
-    _say_how_far(draft, pods, wanted=effective.spec.resources.nodes if current_stage(draft) == "train" else 1)
-    _note_start(draft, now)
-    waits = [(due - now).total_seconds() for pod in pods if (due := waiting.lost_after(pod))]
-    waits += _progress(view, draft, effective, now=now, settings=settings)
-    lifecycle = effective.spec.lifecycle
-    if still := deadlines.stalled(draft, lifecycle, now):
-        stall = Failed(FailureClass.INFRASTRUCTURE, Reason.STALL_TIMEOUT, still)
-        return give_up_attempt(draft, effective, stall, now=now)
-    if stalls := deadlines.stalls_at(draft, lifecycle):
-        waits.append((stalls - now).total_seconds())
-    return Step(requeue_after=max(0.1, min(waits)) if waits else None)
-
-
-def _note_start(draft: Draft, now: datetime) -> None:
-    if draft.is_true(T.RUNNING) and draft.status.training_start_time is None:
-        draft.set(training_start_time=format_time(now))
-
-
-def _say_how_far(draft: Draft, pods: tuple[PodView, ...], *, wanted: int) -> None:
-    training = draft.is_true(T.PREPARED)
-    main = "train" if training else "prepare"
-    # A container that has ended is not starting again: its Job says in a moment how it went.
-    runs = any(item.name == main and item.state != "waiting" for pod in pods for item in pod.containers)
-    reason, message = waiting.why_waiting(pods)
-    if not training:
-        told = (Reason.PREPARING, "the data is being checked") if runs else (reason, message)
-        draft.condition(T.PREPARED, False, *told)
-        return
-    # A pod whose share of the work is done before the first one's is not missing.
-    there = sum(pod.ready or pod.phase == "Succeeded" for pod in pods)
-    counted = f"{there} of {wanted} pods" if wanted > 1 else ""
-    draft.condition(T.PODS_READY, there >= wanted, reason if not runs else Reason.TRAINING, counted)
-    draft.condition(T.RUNNING, runs, *((Reason.TRAINING, "the trainer works") if runs else (reason, message)))
-
-
-def _progress(
-    view: View, draft: Draft, effective: Effective, *, now: datetime, settings: PolicySettings
-) -> list[float]:
-    """Take over the newest report, or return how long it has to wait."""
-    report = view.report
-    if report is None or report.pod_uid not in {pod.uid for pod in view.pods if _of(pod, draft)}:
-        return []
-    wait = progress.wait_seconds(draft.status.progress, now=now, least=settings.progress_seconds)
-    if wait > 0:
-        return [wait]
-    progress.take_over(draft, report, effective.spec.output.uri)
-    return []

@@ -81,6 +81,7 @@ class Draft:
             (restarting, Phase.RESTARTING),
             (not self.is_true(T.PREPARED), Phase.PREPARING),
             (self.is_true(T.RUNNING), Phase.RUNNING),
+            (self.reason(T.RUNNING) == Reason.QUEUED, Phase.QUEUED),
         )
         return next((phase for holds, phase in stages if holds), Phase.STARTING)
 

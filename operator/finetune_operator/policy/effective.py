@@ -75,7 +75,15 @@ def effective_spec(job: JobView, profiles: tuple[ProfileView, ...], default_imag
     image = spec.trainer.image or (profile and profile.spec.trainer.image) or default_image
     if not image:
         return Problem(Reason.NO_TRAINER_IMAGE, "no trainer image: set spec.trainer.image or one in the profile")
-    return Effective(spec=spec, profile=profile, image=image, config_hash=config_hash(merged))
+    return Effective(spec=_on_fewer_nodes(spec, job), profile=profile, image=image, config_hash=config_hash(merged))
+
+
+def _on_fewer_nodes(spec: FineTuneJobSpec, job: JobView) -> FineTuneJobSpec:
+    """Return the spec with the nodes that are asked for since there was no quota for all."""
+    fewer = job.status.resolved.nodes if job.status.resolved else None
+    if fewer is None:
+        return spec
+    return spec.model_copy(update={"resources": spec.resources.model_copy(update={"nodes": fewer})})
 
 
 def _applicable(defaults: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:

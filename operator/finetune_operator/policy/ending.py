@@ -12,7 +12,7 @@ from finetune_operator.api.job import Retries
 from finetune_operator.api.parse import format_time
 from finetune_operator.api.status import LastFailure
 from finetune_operator.api.views import Stage
-from finetune_operator.policy import retry
+from finetune_operator.policy import queueing, retry
 from finetune_operator.policy.draft import Draft
 from finetune_operator.policy.effective import Effective
 from finetune_operator.policy.failures import Failed
@@ -35,6 +35,7 @@ def fail_attempt(draft: Draft, effective: Effective, failed: Failed, *, now: dat
     draft.set(restarts=charged, last_failure=_record(failed, status.attempt or 1, stage=stage, now=now), job=None)
     if stage == "train":
         draft.condition(T.PODS_READY, False, Reason.POD_FAILED, "the pods have ended")
+        queueing.leave(draft, Reason.POD_FAILED, "the attempt has ended")
     if final:
         fail_job(draft, final, failed.message, now=now)
         return Step()
@@ -66,6 +67,7 @@ def fail_job(draft: Draft, reason: str, message: str, *, now: datetime) -> None:
     draft.set(completion_time=format_time(now))
     if draft.is_true(T.PODS_READY):
         draft.condition(T.PODS_READY, False, Reason.POD_FAILED, "the pods end")
+    queueing.leave(draft, Reason.POD_FAILED, "the job has ended")
     draft.condition(draft.current, False, Reason.POD_FAILED, message)
     draft.condition(T.FAILED, True, reason, message)
 

@@ -12,6 +12,7 @@ from finetune_operator.api.conditions import Reason
 from finetune_operator.api.parse import format_time
 from finetune_operator.api.status import ArtifactStatus, CheckpointStatus, Outputs, Progress
 from finetune_operator.api.views import PodView, Stage
+from finetune_operator.policy import queueing
 from finetune_operator.policy.draft import Draft
 from finetune_operator.policy.effective import Effective
 from finetune_operator.policy.progress import shown
@@ -45,6 +46,7 @@ def succeeded(draft: Draft, effective: Effective, said: TerminationMessage, now:
     """Take over what train produced: the job is complete."""
     uri = take_over(draft, effective, said, now)
     draft.condition(T.PODS_READY, False, Reason.SUCCEEDED, "the pods have ended")
+    queueing.leave(draft, Reason.SUCCEEDED, "the pods have ended")
     draft.condition(T.RUNNING, False, Reason.SUCCEEDED, "training has ended")
     draft.condition(T.FAILED, False, Reason.NOT_FAILED)
     draft.condition(T.COMPLETE, True, Reason.SUCCEEDED, f"the outputs are at {uri}{_remarks(said.trained)}")

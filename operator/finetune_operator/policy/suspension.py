@@ -12,7 +12,7 @@ from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Reason
 from finetune_operator.api.status import JobReference
 from finetune_operator.api.views import ChildJob, PodView
-from finetune_operator.policy import waiting
+from finetune_operator.policy import queueing, waiting
 from finetune_operator.policy.draft import Draft
 from finetune_operator.policy.step import Step
 
@@ -71,4 +71,5 @@ def _leave_attempt(draft: Draft) -> None:
         return
     if draft.is_true(T.PREPARED):
         draft.condition(T.PODS_READY, False, Reason.SUSPENDED, "the pods have ended")
+        queueing.leave(draft, Reason.SUSPENDED, _SUSPENDED)
     draft.condition(draft.current, False, Reason.SUSPENDED, _SUSPENDED)

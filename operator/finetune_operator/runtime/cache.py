@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 from finetune_operator.api.report import ProgressReport
-from finetune_operator.api.views import ChildJob, JobView, Key, PodView, ProfileView, View
+from finetune_operator.api.views import ChildJob, JobView, Key, PodView, ProfileView, View, WorkloadView
 
 V = TypeVar("V")
 
@@ -56,9 +56,13 @@ class Cache:
         self.profiles: Shelf[ProfileView] = Shelf()
         self.children: Shelf[ChildJob] = Shelf()
         self.pods: Shelf[PodView] = Shelf()
+        self.workloads: Shelf[WorkloadView] = Shelf()
+        self.kueue = False
+        """Whether the cluster serves Kueue, as far as is known."""
         self._uid_of: dict[Key, str] = {}
         self._children_of: dict[str, set[str]] = defaultdict(set)
         self._pods_of: dict[str, set[str]] = defaultdict(set)
+        self._workloads_of: dict[str, set[str]] = defaultdict(set)
 
     def put_job(self, view: JobView) -> bool:
         """Keep a FineTuneJob."""
@@ -95,6 +99,23 @@ class Cache:
             _discard(self._pods_of, view.owner_uid, uid)
         return view
 
+    def put_workload(self, view: WorkloadView, version: str) -> bool:
+        """Keep a Workload of Kueue."""
+        self._workloads_of[view.child_uid].add(view.uid)
+        return self.workloads.put(view.uid, version, view)
+
+    def drop_workload(self, uid: str) -> WorkloadView | None:
+        """Forget a Workload."""
+        view = self.workloads.drop(uid)
+        if view:
+            _discard(self._workloads_of, view.child_uid, uid)
+        return view
+
+    def owner_of(self, workload: WorkloadView) -> str | None:
+        """Return the uid of the FineTuneJob whose batch Job a Workload is for."""
+        child = self.children.get(workload.child_uid)
+        return child.owner_uid if child else None
+
     def job(self, key: Key) -> JobView | None:
         """Return a FineTuneJob by namespace and name."""
         uid = self._uid_of.get(key)
@@ -114,11 +135,15 @@ class Cache:
         job = self.job(key)
         if job is None:
             return None
+        children = self._children_of.get(job.uid, set())
+        workloads = [uid for child in children for uid in self._workloads_of.get(child, ())]
         return View(
             job=job,
             profiles=tuple(self.profiles),
-            children=_all(self.children, self._children_of.get(job.uid, ())),
+            children=_all(self.children, children),
             pods=self.pods_of(job.uid),
+            workloads=_all(self.workloads, workloads),
+            kueue=self.kueue,
             report=report,
         )
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_operator.api.parse import parse_child, parse_job, parse_pod, parse_profile
+from finetune_operator.api.parse import parse_child, parse_job, parse_pod, parse_profile, parse_workload
 from finetune_operator.policy.decide import is_terminal
 from finetune_operator.runtime.cache import Cache, Shelf
 from finetune_operator.runtime.gateway import Gateway, Kind
 from finetune_operator.runtime.queue import WorkQueue
 
 log = logging.getLogger(__name__)
-KINDS: tuple[Kind, ...] = ("FineTuneProfile", "FineTuneJob", "Job", "Pod")
+KINDS: tuple[Kind, ...] = ("FineTuneProfile", "FineTuneJob", "Job", "Pod", "Workload")
 
 
 class Feed:
@@ -40,6 +40,9 @@ class Feed:
         elif kind == "FineTuneProfile":
             if self._cache.profiles.drop(uid):
                 self._all_waiting()
+        elif kind == "Workload":
+            workload = self._cache.drop_workload(uid)
+            self._enqueue_owner(self._cache.owner_of(workload) if workload else None)
         else:
             view = self._cache.drop_child(uid) if kind == "Job" else self._cache.drop_pod(uid)
             self._enqueue_owner(view.owner_uid if view else None)
@@ -49,6 +52,7 @@ class Feed:
 
         kopf says nothing about objects that were deleted while its watch was down (kopf.md, trap 4).
         """
+        self._cache.kueue = await gateway.serves_kueue()
         for kind in KINDS:
             shelf_before = self._uids(kind)
             listed: set[str] = set()
@@ -70,14 +74,21 @@ class Feed:
         elif kind == "FineTuneProfile":
             if self._cache.profiles.put(body["metadata"]["uid"], version, parse_profile(body)):
                 self._all_waiting()
-        elif kind == "Job":
-            child = parse_child(body)
-            if child and self._cache.put_child(child, version):
-                self._enqueue_owner(child.owner_uid)
         else:
+            self._enqueue_owner(self._seen_below(kind, body, version))
+
+    def _seen_below(self, kind: Kind, body: dict[str, Any], version: str) -> str | None:
+        """Keep what belongs to a FineTuneJob; return that one's uid if it was news."""
+        if kind == "Job":
+            child = parse_child(body)
+            return child.owner_uid if child and self._cache.put_child(child, version) else None
+        if kind == "Pod":
             pod = parse_pod(body)
-            if pod and self._cache.put_pod(pod, version):
-                self._enqueue_owner(pod.owner_uid)
+            return pod.owner_uid if pod and self._cache.put_pod(pod, version) else None
+        self._cache.kueue = True
+        workload = parse_workload(body)
+        kept = workload and self._cache.put_workload(workload, version)
+        return self._cache.owner_of(workload) if workload and kept else None
 
     def _enqueue_owner(self, uid: str | None) -> None:
         key = self._cache.key_of(uid) if uid else None
@@ -96,5 +107,6 @@ class Feed:
             "FineTuneProfile": self._cache.profiles,
             "Job": self._cache.children,
             "Pod": self._cache.pods,
+            "Workload": self._cache.workloads,
         }
         return shelves[kind].uids()

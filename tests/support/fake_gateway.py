@@ -64,6 +64,10 @@ class FakeGateway:
         """Create a Service, if there is none of that name."""
         self.calls.append(f"service {manifest['metadata']['name']}")
 
+    async def create_pod_group(self, manifest: Body) -> None:
+        """Create a PodGroup, if there is none of that name."""
+        self.calls.append(f"pod group {manifest['metadata']['name']} of {manifest['spec']['minMember']}")
+
     async def delete_job(self, namespace: str, name: str) -> None:
         """Delete a batch Job."""
         self.calls.append(f"delete {name}")

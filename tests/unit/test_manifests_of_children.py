@@ -11,8 +11,9 @@ from finetune_contract.run_config import RunConfig
 from finetune_operator.api.constants import MAX_NAME_LENGTH, progress_audience
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
-from finetune_operator.builders.job import build_job
+from finetune_operator.builders.job import build_job, owner_reference
 from finetune_operator.builders.names import child_name
+from finetune_operator.builders.placement import build_pod_group
 from finetune_operator.builders.quantities import quantity
 from finetune_operator.builders.service import build_service
 from tests.support.builders import UID, make_job, make_spec
@@ -252,3 +253,69 @@ def test_what_asks_for_no_gpu_waits_in_no_queue_unless_the_profile_says_so(chang
     assert "suspend" not in built(spec=spec, **changes)["spec"]
     told = built(spec=spec, profile={"prepare": {"queue": "cpu"}}, **changes)
     assert (told["metadata"]["labels"]["kueue.x-k8s.io/queue-name"], told["spec"]["suspend"]) == ("cpu", True)
+
+
+# Where the pods of one attempt go together.
+
+
+def of_two_nodes(**scheduling: Any) -> Manifest:
+    return make_spec(resources={"nodes": 2}, scheduling=scheduling)
+
+
+def test_volcano_makes_the_group_from_an_annotation_of_the_job() -> None:
+    job = built(spec=of_two_nodes(schedulerName="volcano"))
+    assert job["metadata"]["annotations"] == {"scheduling.volcano.sh/group-min-member": "2"}
+    assert pod_of(job)["schedulerName"] == "volcano"
+
+
+def test_coscheduling_finds_its_group_by_a_label_and_the_group_counts_all_nodes() -> None:
+    asked = of_two_nodes(schedulerName="scheduler-plugins-scheduler")
+    job, spec = built(spec=asked), FineTuneJobSpec.model_validate(asked)
+    name = job["metadata"]["name"]
+    group = build_pod_group(make_job(asked), spec, name=name, owner=owner_reference(make_job(asked)))
+    assert job["spec"]["template"]["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] == name
+    assert (group["metadata"]["name"], group["spec"]) == (name, {"minMember": 2})
+    assert group["metadata"]["ownerReferences"][0]["uid"] == UID
+
+
+@pytest.mark.parametrize("scheduler", ["volcano", "scheduler-plugins-scheduler"])
+@pytest.mark.parametrize("changes", [{"spec": {"nodes": 1}}, {"stage": "prepare"}], ids=["one node", "prepare"])
+def test_one_pod_is_no_gang(scheduler, changes) -> None:
+    nodes = changes.get("spec", {}).get("nodes", 2)
+    spec = make_spec(resources={"nodes": nodes}, scheduling={"schedulerName": scheduler})
+    job = built(changes.get("stage", "train"), spec)
+    assert "annotations" not in job["metadata"]
+    assert "scheduling.x-k8s.io/pod-group" not in job["spec"]["template"]["metadata"]["labels"]
+
+
+def test_kai_gets_its_name_alone() -> None:
+    job = built(spec=of_two_nodes(schedulerName="kai-scheduler"))
+    assert (pod_of(job)["schedulerName"], "annotations" in job["metadata"]) == ("kai-scheduler", False)
+
+
+def test_pods_share_a_topology_domain_by_their_affinity_to_each_other() -> None:
+    job = built(spec=of_two_nodes(topologyKey="example.com/rack"), attempt=3)
+    (term,) = pod_of(job)["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert term["topologyKey"] == "example.com/rack"
+    assert term["labelSelector"]["matchLabels"].items() <= labels.items()
+    assert term["labelSelector"]["matchLabels"]["finetuning.dev/attempt"] == "3"
+
+
+def test_in_a_queue_kueue_places_them() -> None:
+    job = built(spec=of_two_nodes(topologyKey="example.com/rack", queue="tuning"))
+    annotations = job["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["kueue.x-k8s.io/podset-required-topology"] == "example.com/rack"
+    assert "affinity" not in pod_of(job)
+
+
+def test_one_node_needs_no_domain_and_prepare_none_either() -> None:
+    alone = make_spec(scheduling={"topologyKey": "example.com/rack"})
+    assert "affinity" not in pod_of(built(spec=alone))
+    assert "affinity" not in pod_of(built("prepare", of_two_nodes(topologyKey="example.com/rack")))
+
+
+def test_the_runtime_class_is_for_pods_with_gpus() -> None:
+    spec = make_spec(scheduling={"runtimeClassName": "nvidia"})
+    assert pod_of(built(spec=spec))["runtimeClassName"] == "nvidia"
+    assert "runtimeClassName" not in pod_of(built("prepare", spec))

@@ -12,7 +12,7 @@ from finetune_operator.runtime.feed import Feed
 from finetune_operator.runtime.gateway import ConflictError, RejectedError, TransientError
 from finetune_operator.runtime.queue import WorkQueue
 from finetune_operator.runtime.reconciler import Reconciler, Wiring
-from tests.support.builders import NOW, SETTINGS, make_spec
+from tests.support.builders import NOW, SETTINGS, make_spec, prepared_message
 from tests.support.fake_gateway import FakeGateway
 
 KEY = ("team", "bot")
@@ -172,6 +172,48 @@ async def test_an_object_that_cannot_be_read_is_left_out_and_the_rest_goes_on(op
     await operator.feed.relist(gateway)
     assert operator.cache.job(KEY) is not None
     assert "cannot read FineTuneJob team/broken" in caplog.text
+
+
+async def test_service_and_pod_group_are_there_before_the_pods_that_look_for_them() -> None:
+    gateway = FakeGateway()
+    scheduling = {"schedulerName": "scheduler-plugins-scheduler"}
+    gateway.add("FineTuneJob", {**make_body(), "spec": make_spec(resources={"nodes": 2}, scheduling=scheduling)})
+    operator = Operator(gateway)
+    await operator.feed.relist(gateway)
+    await operator.reconciler.reconcile(KEY)
+    await _prepare(gateway)
+    await operator.feed.relist(gateway)
+    gateway.calls.clear()
+    await operator.reconciler.reconcile(KEY)
+    train = next(name for _, name in gateway.objects["Job"] if not name.endswith("-prep"))
+    done = [call for call in gateway.calls if call not in ("status", "event")]
+    assert done == ["service bot-uid10", f"pod group {train} of 2", f"create {train}"]
+
+
+async def test_a_workload_is_its_jobs_news_and_a_kueue_that_comes_is_noticed(operator, gateway) -> None:
+    await operator.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    assert operator.cache.kueue is False
+    owner = {"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"], "controller": True}
+    meta = {"namespace": "team", "name": "w", "ownerReferences": [owner]}
+    body = gateway.add("Workload", {"metadata": meta, "status": {}})
+    operator.feed.seen("Workload", body)
+    view = operator.cache.snapshot(KEY, None)
+    assert (view.kueue, [item.name for item in view.workloads]) == (True, ["w"])
+    operator.feed.gone("Workload", body["metadata"]["uid"])
+    assert operator.cache.snapshot(KEY, None).workloads == ()
+
+
+async def _prepare(gateway: FakeGateway) -> None:
+    """Have the prepare Job end well."""
+    (job,) = gateway.objects["Job"].values()
+    job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    gateway.add("Job", job)
+    end = {"exitCode": 0, "reason": "Completed", "message": prepared_message().encode()}
+    owner = {"kind": "Job", "name": job["metadata"]["name"], "controller": True}
+    meta = {"namespace": "team", "name": "pod", "labels": job["metadata"]["labels"], "ownerReferences": [owner]}
+    status = {"phase": "Succeeded", "containerStatuses": [{"name": "prepare", "state": {"terminated": end}}]}
+    gateway.add("Pod", {"metadata": meta, "status": status})
 
 
 async def _only(gateway: FakeGateway) -> dict[str, Any]:

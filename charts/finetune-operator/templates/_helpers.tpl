@@ -64,6 +64,10 @@ finetune-operator
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
+# The group of a job with several nodes, for the scheduler coscheduling alone.
+- apiGroups: [scheduling.x-k8s.io]
+  resources: [podgroups]
+  verbs: [create]
 # Why a job waits in Kueue's queue. Where no Kueue is, the right is to nothing.
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]

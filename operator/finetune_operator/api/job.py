@@ -95,6 +95,12 @@ class Scheduling(Model):
     """WorkloadPriorityClass of Kueue: who is admitted first, and who is preempted. May be changed: a job that waits then queues anew, one that runs takes it with its next attempt."""
     priority_class: Name | None = None
     """PriorityClass of the pods. May be changed while the job runs; the next attempt has it."""
+    scheduler_name: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    """Scheduler of the training pods; Kubernetes' own when absent. With volcano and scheduler-plugins-scheduler (coscheduling) the pods of a job with several nodes start all together or not at all."""
+    topology_key: Annotated[str, Field(min_length=1, max_length=317)] | None = None
+    """Label of nodes whose value all training pods must share, as that of a rack or of an NVLink domain (nvidia.com/gpu.clique). In a queue Kueue sees to it by its topology-aware scheduling, else the pods' affinity to each other does."""
+    runtime_class_name: Name | None = None
+    """RuntimeClass of the training pods, where GPUs need one, as nvidia."""
 
 
 class OnOutOfMemory(StrEnum):

@@ -6,6 +6,7 @@ from finetune_operator.api import constants as c
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
 from finetune_operator.api.views import JobView, Stage
+from finetune_operator.builders import placement
 from finetune_operator.builders.names import child_name, service_name
 from finetune_operator.builders.pod import Manifest, Meeting, PodRequest, build_pod_spec
 from finetune_operator.builders.run_config import build_run_config
@@ -27,8 +28,8 @@ def build_job(
     """Return the batch Job of one stage of one attempt."""
     config = build_run_config(job, spec, profile, run=run, attempt=attempt)
     labels = _labels(job, stage=stage, run=run, attempt=attempt)
-    gpus = config.device.gpus if stage == "train" and not collect else 0
-    nodes = spec.resources.nodes if stage == "train" and not collect else 1
+    trains = stage == "train" and not collect
+    gpus, nodes = (config.device.gpus, spec.resources.nodes) if trains else (0, 1)
     name = child_name(job.name, job.uid, run=run, attempt=attempt, stage=stage)
     pod = PodRequest(
         stage=stage,
@@ -40,9 +41,20 @@ def build_job(
         progress_url=progress_url,
         collect=collect,
         meeting=Meeting(service=service_name(job.name, job.uid), first=f"{name}-0") if nodes > 1 else None,
+        affinity=placement.topology_affinity(spec, labels) if trains else None,
     )
     queueing = _queue_labels(spec, profile, stage=stage, collect=collect)
     annotations = {c.ANNOTATION_CONFIG: config.to_json(), c.ANNOTATION_PROGRESS_CA: progress_ca}
+    if trains:
+        annotations |= placement.topology_annotations(spec)
+    template = {
+        "metadata": {
+            "labels": {**labels, **(placement.pod_labels(spec, name) if trains else {})},
+            "annotations": annotations,
+        },
+        "spec": build_pod_spec(pod),
+    }
+    about = placement.job_annotations(spec) if trains else {}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -50,6 +62,7 @@ def build_job(
             "name": name,
             "namespace": job.namespace,
             "labels": {**labels, **queueing},
+            **({"annotations": about} if about else {}),
             "ownerReferences": [owner_reference(job)],
         },
         "spec": {
@@ -60,7 +73,7 @@ def build_job(
             "backoffLimit": 0,  # an attempt is one set of pods; retries are counted on the FineTuneJob
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": _failure_policy(),
-            "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": build_pod_spec(pod)},
+            "template": template,
         },
     }
 

@@ -51,6 +51,8 @@ class PodRequest:
     collect: bool = False
     meeting: Meeting | None = None
     """Absent where one pod is all."""
+    affinity: Manifest | None = None
+    """Affinity of the pods to each other."""
 
 
 def build_pod_spec(pod: PodRequest) -> Manifest:
@@ -58,7 +60,7 @@ def build_pod_spec(pod: PodRequest) -> Manifest:
     claims = _claims(pod)
     main = _container(pod, "collect" if pod.collect else pod.stage, claims)
     fetch = [_container(pod, "fetch", claims)] if pod.stage == "train" and not pod.collect else []
-    scheduling = pod.spec.scheduling
+    scheduling, trains = pod.spec.scheduling, pod.stage == "train" and not pod.collect
     bound_by_claim = bool(claims)  # a claim binds where its first pod lands: prepare must land where train can
     return _present(
         {
@@ -75,6 +77,9 @@ def build_pod_spec(pod: PodRequest) -> Manifest:
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "priorityClassName": scheduling.priority_class,
+            "schedulerName": scheduling.scheduler_name if trains else None,
+            "runtimeClassName": scheduling.runtime_class_name if trains else None,
+            "affinity": pod.affinity,
             "nodeSelector": scheduling.node_selector if pod.stage == "train" or bound_by_claim else None,
             "tolerations": _tolerations(pod),
             "subdomain": pod.meeting.service if pod.meeting else None,

@@ -58,6 +58,12 @@ class KubeGateway:
         with suppress(ConflictError):
             await self._api.post(f"/api/v1/namespaces/{manifest['metadata']['namespace']}/services", manifest)
 
+    async def create_pod_group(self, manifest: Body) -> None:
+        """Create coscheduling's PodGroup, or find it there: its name is an attempt's."""
+        path = f"/apis/{manifest['apiVersion']}/namespaces/{manifest['metadata']['namespace']}/podgroups"
+        with suppress(ConflictError):
+            await self._api.post(path, manifest)
+
     async def delete_job(self, namespace: str, name: str) -> None:
         """Delete a batch Job; its pods follow."""
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}

@@ -46,6 +46,9 @@ class Gateway(Protocol):
     async def create_service(self, manifest: Body) -> None:
         """Create a Service; one of that name is taken for it. Raises RejectedError."""
 
+    async def create_pod_group(self, manifest: Body) -> None:
+        """Create coscheduling's PodGroup; one of that name is taken for it. Raises RejectedError."""
+
     async def delete_job(self, namespace: str, name: str) -> None:
         """Delete a batch Job and its pods in the background; nothing there is no error."""
 

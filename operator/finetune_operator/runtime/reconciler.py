@@ -14,7 +14,8 @@ from finetune_operator.api.conditions import Reason
 from finetune_operator.api.parse import parse_child, parse_job
 from finetune_operator.api.report import ProgressReport
 from finetune_operator.api.views import JobView, Key, View
-from finetune_operator.builders.job import build_job
+from finetune_operator.builders.job import build_job, owner_reference
+from finetune_operator.builders.placement import build_pod_group, needs_pod_group
 from finetune_operator.builders.service import build_service
 from finetune_operator.policy.decide import PolicySettings, decide, is_terminal, refused
 from finetune_operator.policy.plan import Plan
@@ -150,6 +151,10 @@ class Reconciler:
         if manifest["spec"]["completions"] > 1:
             # First the Service: pods look for each other by its names.
             await self._gateway.create_service(build_service(job))
+        if manifest["spec"]["completions"] > 1 and needs_pod_group(effective.spec):
+            name = manifest["metadata"]["name"]
+            group = build_pod_group(job, effective.spec, name=name, owner=owner_reference(job))
+            await self._gateway.create_pod_group(group)
         try:
             body = await self._gateway.create_job(manifest)
         except ConflictError:

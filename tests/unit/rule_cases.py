@@ -89,6 +89,9 @@ JUDGE = {"endpoint": "https://judge.example.com/v1", "model": "judge-1"}
 _EVALUATION = "spec.evaluation"
 _CREDENTIALS = "must not carry credentials or a query"
 _HP = "spec.hyperparameters"
+_KEY = {"name": "secret", "key": "token"}
+_HOST = {"fieldRef": {"fieldPath": "status.hostIP"}}
+_TEMPLATE = "spec.podTemplate"
 
 GOOD: tuple[Case, ...] = (
     _good("smallest"),
@@ -197,6 +200,18 @@ GOOD: tuple[Case, ...] = (
         },
     ),
     _good("toleration", spec__scheduling={"tolerations": [{"key": "gpu", "operator": "Exists"}]}),
+    _good(
+        "pod-template",
+        spec__podTemplate={
+            "labels": {"team": "support"},
+            "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
+            "env": [{"name": "NCCL_DEBUG", "value": "INFO"}, {"name": "K", "valueFrom": {"secretKeyRef": _KEY}}],
+            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+            "volumeMounts": [{"name": "data", "mountPath": "/mnt/data"}],
+            "securityContext": {"runAsUser": 2000, "supplementalGroups": [3000]},
+            "imagePullSecrets": [{"name": "registry"}],
+        },
+    ),
     _good("queue", spec__scheduling={"queue": "tuning", "queuePriority": "high"}),
     _good("fewer-nodes", spec__resources={"nodes": 4, "minNodes": 2}),
     Case("profile", profile({"limits": {"maxGpus": 1}, "storage": {"endpoint": "https://s3.example.com"}})),
@@ -307,6 +322,13 @@ BAD_TYPES: tuple[Case, ...] = (
     _bad("gpus-negative", "spec.resources.gpusPerNode", -1, "must be at least 0 (is -1)"),
     _bad("selector-number", "spec.scheduling.nodeSelector", {"pool": 3}, 'put it in quotes, "3"'),
     _bad("queue-is-no-name", "spec.scheduling.queue", "Tuning Queue", "must be a name of small letters"),
+    Case(
+        "host-path",
+        job({_TEMPLATE: {"volumes": [{"name": "a", "emptyDir": {}, "hostPath": {"path": "/"}}]}}),
+        "spec.podTemplate.volumes[0].hostPath",
+        "unknown field",
+    ),
+    _bad("root", "spec.podTemplate.securityContext.runAsUser", 0, "must be at least 1 (is 0)"),
     _bad("grace-zero", "spec.lifecycle.gracePeriodSeconds", 0, "must be at least 1 (is 0)"),
     Case(
         "profile-endpoint",
@@ -318,6 +340,24 @@ BAD_TYPES: tuple[Case, ...] = (
 )
 
 BAD_RULES: tuple[Case, ...] = (
+    *(
+        _rule(f"pod-template-{name}", f"{_TEMPLATE}.{field}", {_TEMPLATE: {part: value}}, sentence)
+        for name, field, part, value, sentence in (
+            ("our-label", "labels", "labels", {"finetuning.dev/job": "x"}, "are not the user's to set"),
+            ("our-annotation", "annotations", "annotations", {"kueue.x-k8s.io/x": "x"}, "are not the user's to set"),
+            ("our-variable", "env[0]", "env", [{"name": "PYTHONPATH", "value": "/mnt/x"}], "the trainer's own"),
+            ("two-values", "env[0]", "env", [{"name": "A", "value": "1", "valueFrom": _HOST}], "exclude each other"),
+            ("our-volume", "volumes[0]", "volumes", [{"name": "tmp", "emptyDir": {}}], "a volume of the operator"),
+            ("no-kind", "volumes[0]", "volumes", [{"name": "a"}], "give exactly one of configMap"),
+            (
+                "out-of-mnt",
+                "volumeMounts[0]",
+                "volumeMounts",
+                [{"name": "a", "mountPath": "/mnt/../etc"}],
+                "stays below /mnt",
+            ),
+        )
+    ),
     _rule("min-nodes", "spec.resources", {"spec.resources": {"minNodes": 2}}, "minNodes may not exceed nodes"),
     _rule("name-too-long", "metadata.name", {}, "may have at most 40 characters", job_name="a" * 41),
     _rule("name-digit-first", "metadata.name", {}, "begin with a letter", job_name="7b-run"),

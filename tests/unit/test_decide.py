@@ -469,6 +469,20 @@ PROFILES = [
         "ProfileRefused",
     ),
     ("nodes", make_spec(resources={"nodes": 2}), (make_profile(limits={"maxNodes": 1}),), "ProfileRefused"),
+    ("memory", make_spec(resources={"memory": "2Ti"}), (make_profile(limits={"maxMemory": "1Ti"}),), "ProfileRefused"),
+    ("memory-not-said", make_spec(), (make_profile(limits={"maxMemory": "1Ti"}),), "ProfileRefused"),
+    (
+        "resume-from-another-team",
+        make_spec(checkpoint={"resumeFrom": "s3://others/run-1"}),
+        (make_profile(limits={"allowedOutputPrefixes": ["s3://models"]}),),
+        "ProfileRefused",
+    ),
+    (
+        "hub",
+        make_spec(output={"uri": "s3://models/out", "hub": {"repo": "elsewhere/x"}}),
+        (make_profile(limits={"allowedOutputPrefixes": ["s3://models", "hf://ours"]}),),
+        "ProfileRefused",
+    ),
     ("output", make_spec(), (make_profile(limits={"allowedOutputPrefixes": ["s3://models/o"]}),), "ProfileRefused"),
 ]
 
@@ -517,6 +531,26 @@ def test_the_profiles_defaults_stand_below_the_jobs_own_fields(own, defaults, ex
     wire = plan.effective.spec.hyperparameters.model_dump(by_alias=True)
     assert {key: wire[key] for key in expected} == expected
     assert (wire["epochs"] is None) == ("maxSteps" in expected or "epochs" not in defaults)
+
+
+def test_what_the_profile_has_filled_in_stands_in_the_status() -> None:
+    story = Story(make_spec(resources={"nodes": 2}), make_profile(defaults={"resources": {"nodes": 4, "cpu": 8}}))
+    story.sees()
+    assert story.job.status.resolved is not None
+    assert story.job.status.resolved.defaults == {"resources": {"cpu": 8}}
+
+
+@pytest.mark.parametrize(("own", "limit"), [(None, 60), (90, 60), (30, 30)], ids=["none", "too long", "shorter"])
+def test_no_job_runs_longer_than_its_profile_allows(own, limit) -> None:
+    lifecycle = {} if own is None else {"activeDeadlineSeconds": own}
+    story = Story(make_spec(lifecycle=lifecycle), make_profile(limits={"maxActiveDeadlineSeconds": 60}))
+    story.sees()
+    story.passes(limit - 1)
+    story.sees()
+    assert story.phase != "Failed"
+    story.passes(1)
+    story.sees()
+    assert story.condition("Failed") == ("True", "DeadlineExceeded")
 
 
 def test_a_spec_of_another_version_is_a_condition_and_no_crash() -> None:

@@ -11,10 +11,10 @@ from finetune_contract.run_config import RunConfig
 from finetune_operator.api.constants import MAX_NAME_LENGTH, progress_audience
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
+from finetune_operator.api.quantities import quantity
 from finetune_operator.builders.job import build_job, owner_reference
 from finetune_operator.builders.names import child_name
 from finetune_operator.builders.placement import build_pod_group
-from finetune_operator.builders.quantities import quantity
 from finetune_operator.builders.service import build_service
 from tests.support.builders import UID, make_job, make_spec
 

@@ -19,9 +19,11 @@ import yaml
 
 from finetune_contract.model import Model
 from finetune_operator.api import constants
+from finetune_operator.api.immutability import immutability_rules
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
-from finetune_operator.api.rules import JOB_RULES, immutability_rules
+from finetune_operator.api.rule import Rule
+from finetune_operator.api.rules import JOB_RULES, PROFILE_RULES
 from finetune_operator.api.status import FineTuneJobStatus
 
 Schema = dict[str, Any]
@@ -52,7 +54,7 @@ def job_crd() -> Schema:
     status["properties"]["conditions"].update({"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]})
     root = _root("A fine-tuning of a language model, from data to tuned weights in object storage.", spec)
     root["properties"]["status"] = status
-    _attach_rules(root)
+    _attach_rules(root, [*_triples(JOB_RULES), *immutability_rules()])
     return _crd(
         root,
         names={
@@ -78,8 +80,10 @@ def profile_crd() -> Schema:
     """Return the CustomResourceDefinition of FineTuneProfile."""
     spec = structural(FineTuneProfileSpec, "What the platform team fixes for jobs that use this profile.")
     spec["properties"]["cache"]["x-kubernetes-validations"] = [_ONE_CACHE]
+    root = _root("What a platform team fixes for its users, as a StorageClass does for storage.", spec)
+    _attach_rules(root, _triples(PROFILE_RULES))
     return _crd(
-        _root("What a platform team fixes for its users, as a StorageClass does for storage.", spec),
+        root,
         names={
             "kind": constants.PROFILE_KIND,
             "listKind": f"{constants.PROFILE_KIND}List",
@@ -194,9 +198,12 @@ def _root(description: str, spec: Schema) -> Schema:
     }
 
 
-def _attach_rules(root: Schema) -> None:
-    rules = [(rule.at, rule.cel, rule.message) for rule in JOB_RULES]
-    for at, cel, message in [*rules, *immutability_rules()]:
+def _triples(rules: tuple[Rule, ...]) -> list[tuple[tuple[str, ...], str, str]]:
+    return [(rule.at, rule.cel, rule.message) for rule in rules]
+
+
+def _attach_rules(root: Schema, rules: list[tuple[tuple[str, ...], str, str]]) -> None:
+    for at, cel, message in rules:
         node = root
         for name in at:
             node = node["items"] if name == "[]" else node["properties"][name]

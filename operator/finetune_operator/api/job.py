@@ -5,30 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field
 
 from finetune_contract.fields import Name
 from finetune_contract.model import Model
 from finetune_contract.spec import TuningSpec
-
-_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
-# The limits stand on each member: on the union, pydantic would ask an integer for its length.
-Quantity = Annotated[
-    Annotated[str, Field(max_length=32, pattern=_QUANTITY)] | Annotated[int, Field(ge=0)],
-    WithJsonSchema(
-        {
-            "x-kubernetes-int-or-string": True,
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "maxLength": 32,
-            "minimum": 0,
-            "pattern": _QUANTITY,
-        }
-    ),
-]
-Seconds = Annotated[int, Field(ge=1, le=31536000)]
-QueueName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-LabelValue = Annotated[str, Field(max_length=63)]
-LabelKey = Annotated[str, Field(max_length=317)]
+from finetune_operator.api.pod_template import PodTemplate
+from finetune_operator.api.scalars import LabelKey, LabelValue, Quantity, QueueName, Seconds
 
 
 class PullPolicy(StrEnum):
@@ -173,3 +156,5 @@ class FineTuneJobSpec(TuningSpec):
     """How the job lives."""
     trainer: Trainer = Trainer()
     """The trainer's image."""
+    pod_template: PodTemplate | None = None
+    """What is added to the pods: labels, variables, volumes, ids."""

@@ -8,7 +8,9 @@ from pydantic import Field, WithJsonSchema
 
 from finetune_contract.fields import Name, Uri
 from finetune_contract.model import Model
-from finetune_operator.api.job import Quantity, QueueName, Trainer
+from finetune_operator.api.job import Trainer
+from finetune_operator.api.pod_template import PodTemplate
+from finetune_operator.api.scalars import Quantity, QueueName, Seconds
 
 Pattern = Annotated[str, Field(min_length=1, max_length=512)]
 Patterns = Annotated[tuple[Pattern, ...], Field(max_length=64)]
@@ -22,6 +24,10 @@ class Limits(Model):
     """Most GPUs a job."""
     max_nodes: Annotated[int, Field(ge=1, le=256)] | None = None
     """Most training pods a job."""
+    max_memory: Quantity | None = None
+    """Most memory of a training pod. A job must then say how much it takes, or have it from the profile's defaults."""
+    max_active_deadline_seconds: Seconds | None = None
+    """Longest lifecycle.activeDeadlineSeconds: a job that sets none or a longer one has this."""
     allowed_models: Patterns | None = None
     """Patterns of model URIs; any model when absent."""
     allowed_images: Patterns | None = None
@@ -29,7 +35,7 @@ class Limits(Model):
     allowed_endpoints: Patterns | None = None
     """Endpoints that a job may name in evaluation.judge and tracking.mlflow, as https://judge.example.com/v1: host and port with * for any characters, then all paths below. When absent only those among the profile's own defaults."""
     allowed_output_prefixes: Annotated[tuple[Uri, ...], Field(max_length=64)] | None = None
-    """Prefixes of output URIs; any output when absent."""
+    """Prefixes of output URIs, of checkpoints of other runs (checkpoint.resumeFrom), and as hf://organisation of repositories to push to; any when absent."""
 
 
 class Storage(Model):
@@ -109,5 +115,7 @@ class FineTuneProfileSpec(Model):
     """Where fetched models are kept."""
     prepare: Prepare = Prepare()
     """How data is prepared."""
+    pod_template: PodTemplate = PodTemplate()
+    """What is added to the pods of all jobs; what a job says goes before it, name by name."""
     not_ready_toleration_seconds: Annotated[int, Field(ge=0, le=86400)] = 30
     """How long pods stay on a node that is not ready or unreachable, before the next attempt."""

@@ -10,11 +10,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from finetune_contract.spec import TuningSpec
 from finetune_operator.api.constants import MAX_NAME_LENGTH
 from finetune_operator.api.deepspeed_rules import deepspeed_rules
 from finetune_operator.api.evaluation_rules import evaluation_rules
-from finetune_operator.api.job import FineTuneJobSpec, Scheduling
+from finetune_operator.api.pod_template import pod_template_rules
 from finetune_operator.api.rule import Rule
 
 _BUCKET = "[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
@@ -176,6 +175,7 @@ JOB_RULES: tuple[Rule, ...] = (
         lambda hp: "microBatchSize" not in hp or hp.get("batchSize", 16) % hp["microBatchSize"] == 0,
     ),
     *evaluation_rules(),
+    *pod_template_rules(("spec", "podTemplate")),
     *deepspeed_rules(),
     Rule(
         ("spec",),
@@ -233,51 +233,23 @@ JOB_RULES: tuple[Rule, ...] = (
     ),
 )
 
-_MUTABLE = {"lifecycle", "scheduling"}
-_PRIORITIES = {"priority_class", "queue_priority"}
-_RERUNS = "(has(self.lifecycle) && has(self.lifecycle.onSpecChange) && self.lifecycle.onSpecChange == 'Rerun')"
-_FIXED = (
-    "is fixed after creation: delete the job and create a new one, or set lifecycle.onSpecChange: Rerun for a new run"
-)
+PROFILE_RULES: tuple[Rule, ...] = (*pod_template_rules(("spec", "podTemplate")),)
+"""The rules of a FineTuneProfile."""
 
 
-def immutability_rules() -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """Yield (path, CEL, message) that fix everything but lifecycle and the priorities after creation.
-
-    `self.?a == oldSelf.?a` exceeds the CEL cost budget, pairs of has() do not; and a rule on a whole parent
-    would refuse to add a mutable field where the parent was absent (job-traps 22).
-    """
-    for field, alias in _aliases(FineTuneJobSpec):
-        if field in _MUTABLE:
-            continue
-        required = TuningSpec.model_fields.get(field)
-        same = f"self.{alias} == oldSelf.{alias}"
-        if not (required and required.is_required()):
-            same = f"has(self.{alias}) == has(oldSelf.{alias}) && (!has(self.{alias}) || {same})"
-        yield ("spec",), f"{_RERUNS} || ({same})", f"spec.{alias} {_FIXED}"
-    for field, alias in _aliases(Scheduling):
-        if field in _PRIORITIES:
-            continue
-        new, old = (f"has({v}.scheduling) && has({v}.scheduling.{alias})" for v in ("self", "oldSelf"))
-        same = f"({new}) == ({old}) && (!({new}) || self.scheduling.{alias} == oldSelf.scheduling.{alias})"
-        yield ("spec",), f"{_RERUNS} || ({same})", f"spec.scheduling.{alias} {_FIXED}"
-
-
-def _aliases(model: type[FineTuneJobSpec] | type[Scheduling]) -> list[tuple[str, str]]:
-    return [(name, field.alias or name) for name, field in model.model_fields.items()]
-
-
-def violations(job: dict[str, Any], *, in_cluster: bool) -> Iterator[tuple[str, str]]:
+def violations(
+    manifest: dict[str, Any], *, in_cluster: bool, rules: tuple[Rule, ...] = JOB_RULES
+) -> Iterator[tuple[str, str]]:
     """Yield (field path, message) of each rule that a manifest breaks; values of a wrong type are skipped,
     since the types report them.
     """
-    for rule in JOB_RULES:
+    for rule in rules:
         if rule.cluster_only and not in_cluster:
             continue
-        for field, value in _at(job, rule.at):
+        for field, value in _at(manifest, rule.at):
             try:
                 holds = rule.holds(value)
-            except (TypeError, AttributeError, ZeroDivisionError):
+            except (TypeError, AttributeError, KeyError, ZeroDivisionError):
                 continue
             if not holds:
                 yield field or "metadata.name", rule.message

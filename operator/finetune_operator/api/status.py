@@ -184,6 +184,8 @@ class ResolvedStatus(Model):
     """GPUs of the job."""
     profile: ProfileSnapshot | None = None
     """The profile."""
+    defaults: Anything | None = None
+    """Fields of the spec that the profile's defaults have filled in."""
     prepared_sha256: str | None = None
     """sha256 of prepared.json."""
     training: Resolved | None = None

@@ -49,8 +49,8 @@ def build_job(
         annotations |= placement.topology_annotations(spec)
     template = {
         "metadata": {
-            "labels": {**labels, **(placement.pod_labels(spec, name) if trains else {})},
-            "annotations": annotations,
+            "labels": {**pod.added.labels, **labels, **(placement.pod_labels(spec, name) if trains else {})},
+            "annotations": {**pod.added.annotations, **annotations},
         },
         "spec": build_pod_spec(pod),
     }

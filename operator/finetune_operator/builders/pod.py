@@ -8,10 +8,12 @@ from typing import Any
 from finetune_contract import paths
 from finetune_contract.run_config import Use
 from finetune_operator.api import constants as c
-from finetune_operator.api.job import FineTuneJobSpec, Quantity, Resources
+from finetune_operator.api.job import FineTuneJobSpec, Resources
 from finetune_operator.api.profile import Cache, FineTuneProfileSpec
+from finetune_operator.api.quantities import quantity
+from finetune_operator.api.scalars import Quantity
 from finetune_operator.api.views import Stage
-from finetune_operator.builders.quantities import quantity
+from finetune_operator.builders.additions import Additions, additions
 
 Manifest = dict[str, Any]
 
@@ -54,6 +56,11 @@ class PodRequest:
     affinity: Manifest | None = None
     """Affinity of the pods to each other."""
 
+    @property
+    def added(self) -> Additions:
+        """What job and profile add to the pod."""
+        return additions(self.profile.pod_template, self.spec.pod_template)
+
 
 def build_pod_spec(pod: PodRequest) -> Manifest:
     """Return the pod's spec."""
@@ -75,7 +82,9 @@ def build_pod_spec(pod: PodRequest) -> Manifest:
                 "fsGroup": USER,
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
+                **pod.added.security_context,
             },
+            "imagePullSecrets": pod.added.image_pull_secrets,
             "priorityClassName": scheduling.priority_class,
             "schedulerName": scheduling.scheduler_name if trains else None,
             "runtimeClassName": scheduling.runtime_class_name if trains else None,
@@ -85,7 +94,7 @@ def build_pod_spec(pod: PodRequest) -> Manifest:
             "subdomain": pod.meeting.service if pod.meeting else None,
             "initContainers": fetch,
             "containers": [main],
-            "volumes": _volumes(pod, claims),
+            "volumes": _volumes(pod, claims) + pod.added.volumes,
         }
     )
 
@@ -97,11 +106,14 @@ def _container(pod: PodRequest, stage: str, claims: tuple[str, ...]) -> Manifest
             "image": pod.image,
             "imagePullPolicy": pod.spec.trainer.image_pull_policy or pod.profile.trainer.image_pull_policy,
             "command": ["python", "-m", "finetune_trainer", stage],
-            "env": _env(pod) + ([_METRICS_ENV] if stage == "train" else []) + _deepspeed_config(pod, stage),
+            "env": pod.added.env
+            + _env(pod)
+            + ([_METRICS_ENV] if stage == "train" else [])
+            + _deepspeed_config(pod, stage),
             "ports": [_METRICS_PORT] if stage == "train" else None,
             "envFrom": _secrets(pod),
             "resources": _resources(pod, stage),
-            "volumeMounts": _mounts(pod, claims),
+            "volumeMounts": _mounts(pod, claims) + pod.added.volume_mounts,
             "terminationMessagePath": paths.POD_TERMINATION_LOG,
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "securityContext": {

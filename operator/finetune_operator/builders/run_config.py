@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from finetune_contract.run_config import Device, JobIdentity, RunConfig
 from finetune_contract.spec import TuningSpec
-from finetune_operator.api.job import FineTuneJobSpec, Quantity
+from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
+from finetune_operator.api.quantities import quantity
+from finetune_operator.api.scalars import Quantity
 from finetune_operator.api.views import JobView
-from finetune_operator.builders.quantities import quantity
 
 
 def build_run_config(

@@ -14,7 +14,7 @@ from finetune_contract.nested import laid_over
 from finetune_operator.api import constants as c
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
-from finetune_operator.api.rules import violations
+from finetune_operator.api.rules import PROFILE_RULES, violations
 from finetune_operator.cli.problems import Problem, type_problems
 
 _KINDS = (c.JOB_KIND, c.PROFILE_KIND)
@@ -102,6 +102,8 @@ def _named(value: dict[str, Any]) -> dict[str, Any]:
 
 def _profile_problems(value: dict[str, Any], *, in_cluster: bool) -> Iterator[Problem]:
     yield from type_problems(FineTuneProfileSpec, value["spec"], at=("spec",))
+    for field, message in violations(value, in_cluster=in_cluster, rules=PROFILE_RULES):
+        yield Problem(field, message)
     defaults = value["spec"].get("defaults") if isinstance(value["spec"], dict) else None
     if not isinstance(defaults, dict):
         return

@@ -19,7 +19,7 @@ from finetune_contract.shape import ModelShape, UnknownShapeError
 from finetune_contract.spec import Method, TuningSpec
 from finetune_operator.api import constants as c
 from finetune_operator.api.job import FineTuneJobSpec
-from finetune_operator.builders.quantities import quantity
+from finetune_operator.api.quantities import quantity
 from finetune_operator.cli.check import is_ours, problems_of
 from finetune_operator.cli.documents import ReadError, read_documents
 from finetune_operator.cli.storage import StorageError, local_uri, read

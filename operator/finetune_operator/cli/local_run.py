@@ -20,7 +20,7 @@ from finetune_contract.run_config import Device, JobIdentity, RunConfig
 from finetune_contract.spec import TuningSpec
 from finetune_operator.api.hashing import config_hash
 from finetune_operator.api.job import FineTuneJobSpec
-from finetune_operator.builders.quantities import quantity
+from finetune_operator.api.quantities import quantity
 
 NAMESPACE = "local"
 _STATE = "state.json"

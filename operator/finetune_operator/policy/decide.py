@@ -136,7 +136,11 @@ def _begin(view: View, draft: Draft, effective: Effective, *, now: datetime) -> 
         name=profile.name, generation=profile.generation, spec=profile.spec.to_wire()
     )
     resolved = ResolvedStatus(
-        config_hash=effective.config_hash, image=effective.image, gpus=effective.gpus, profile=snapshot
+        config_hash=effective.config_hash,
+        image=effective.image,
+        gpus=effective.gpus,
+        profile=snapshot,
+        defaults=effective.defaults or None,
     )
     number = rerun.last_run(view) + 1
     draft.set(run=number, attempt=1, restarts=Restarts(), start_time=format_time(now), resolved=resolved)

@@ -1,14 +1,12 @@
 """Which profile applies, whether it allows the job, and the spec that results.
 
 Precedence: the job's own spec, then the profile's defaults, then the types' defaults. Once a run has begun its
-profile is the snapshot in status.resolved.
+profile is the snapshot in status.resolved, and what came from its defaults stands there as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,6 +19,7 @@ from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
 from finetune_operator.api.views import JobView, ProfileView
 from finetune_operator.policy.endpoints import endpoint_refusal
+from finetune_operator.policy.limits import bounded, refusals
 
 DEFAULT_GPU_RESOURCE = "nvidia.com/gpu"
 _CONFIG_HEADROOM = 4096
@@ -42,6 +41,8 @@ class Effective:
     profile: ProfileView | None
     image: str
     config_hash: str
+    defaults: dict[str, Any]
+    """What the profile's defaults have filled in."""
 
     @property
     def profile_spec(self) -> FineTuneProfileSpec:
@@ -64,18 +65,46 @@ def effective_spec(job: JobView, profiles: tuple[ProfileView, ...], default_imag
         spec = FineTuneJobSpec.model_validate(merged)
     except ValidationError as error:
         return Problem(Reason.INVALID_SPEC, _first_error(error))
-    refusal = endpoint_refusal(spec, profile) or (next(_refusals(job, spec, profile), None) if profile else None)
+    if problem := _problem(job, spec, profile):
+        return problem
+    spec = bounded(spec, profile.spec.limits) if profile else spec
+    image = spec.trainer.image or (profile and profile.spec.trainer.image) or default_image
+    if not image:
+        return Problem(Reason.NO_TRAINER_IMAGE, "no trainer image: set spec.trainer.image or one in the profile")
+    return Effective(
+        spec=_on_fewer_nodes(spec, job),
+        profile=profile,
+        image=image,
+        config_hash=config_hash(merged),
+        defaults=_without(merged, job.spec),
+    )
+
+
+def _problem(job: JobView, spec: FineTuneJobSpec, profile: ProfileView | None) -> Problem | None:
+    """Return why a spec that parses cannot be run, or None."""
+    refusal = endpoint_refusal(spec, profile) or (next(refusals(job, spec, profile), None) if profile else None)
     if refusal:
         return Problem(Reason.PROFILE_REFUSED, refusal)
+    if unknown := _unknown_volumes(spec, profile):
+        return Problem(Reason.INVALID_SPEC, f"spec.podTemplate mounts {unknown[0]}, which is none of its volumes")
     if len(spec.to_json().encode()) > MAX_BYTES - _CONFIG_HEADROOM:
         return Problem(
             Reason.CONFIG_TOO_LARGE,
             "the spec exceeds the 60 KiB that reach a pod: shorten evaluation.samples.prompts",
         )
-    image = spec.trainer.image or (profile and profile.spec.trainer.image) or default_image
-    if not image:
-        return Problem(Reason.NO_TRAINER_IMAGE, "no trainer image: set spec.trainer.image or one in the profile")
-    return Effective(spec=_on_fewer_nodes(spec, job), profile=profile, image=image, config_hash=config_hash(merged))
+    return None
+
+
+def _without(merged: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return what one object has and another one, below it, has not."""
+    rest: dict[str, Any] = {}
+    for key, value in merged.items():
+        inside = isinstance(value, dict) and isinstance(own.get(key), dict)
+        if inside and (below := _without(value, own[key])):
+            rest[key] = below
+        elif key not in own:
+            rest[key] = value
+    return rest
 
 
 def _on_fewer_nodes(spec: FineTuneJobSpec, job: JobView) -> FineTuneJobSpec:
@@ -131,34 +160,12 @@ def _choose(job: JobView, profiles: tuple[ProfileView, ...]) -> ProfileView | Pr
     return None
 
 
-def _refusals(job: JobView, spec: FineTuneJobSpec, profile: ProfileView) -> Iterator[str]:
-    rules, name = profile.spec, profile.name
-    nodes, gpus = spec.resources.nodes, spec.resources.nodes * spec.resources.gpus
-    if rules.namespaces is not None and not _matches(job.namespace, rules.namespaces):
-        yield f"profile {name!r} may not be used from namespace {job.namespace!r}"
-    if rules.limits.max_gpus is not None and gpus > rules.limits.max_gpus:
-        yield f"spec.resources asks for {gpus} GPUs, profile {name!r} allows {rules.limits.max_gpus}"
-    if rules.limits.max_nodes is not None and nodes > rules.limits.max_nodes:
-        yield f"spec.resources.nodes is {nodes}, profile {name!r} allows {rules.limits.max_nodes}"
-    allowed = rules.limits.allowed_models
-    if allowed is not None and not _matches(spec.model.uri, allowed):
-        yield f"spec.model.uri {spec.model.uri} is not among the models of profile {name!r}: {', '.join(allowed)}"
-    image, images = spec.trainer.image, rules.limits.allowed_images or ()
-    if image and image != rules.trainer.image and not _matches(image, images):
-        yield f"spec.trainer.image {image} is not allowed by profile {name!r}"
-    prefixes = rules.limits.allowed_output_prefixes
-    if prefixes is not None and not any(_below(spec.output.uri, prefix) for prefix in prefixes):
-        yield f"spec.output.uri {spec.output.uri} is not below a prefix of profile {name!r}: {', '.join(prefixes)}"
-
-
-def _matches(text: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(text, pattern) for pattern in patterns)
-
-
-def _below(uri: str, prefix: str) -> bool:
-    # A prefix ends at a path border, so that s3://team-a does not open s3://team-attic.
-    folder = prefix.rstrip("/") + "/"
-    return (uri.rstrip("/") + "/").startswith(folder) and "/../" not in uri + "/"
+def _unknown_volumes(spec: FineTuneJobSpec, profile: ProfileView | None) -> list[str]:
+    """Return what podTemplate mounts and does not have, the profile's volumes counted."""
+    templates = [template for template in (profile and profile.spec.pod_template, spec.pod_template) if template]
+    known = {volume.name for template in templates for volume in template.volumes or ()}
+    mounts = [mount.name for template in templates for mount in template.volume_mounts or ()]
+    return [name for name in mounts if name not in known]
 
 
 def _first_error(error: ValidationError) -> str:

@@ -21,7 +21,7 @@ class FakeGateway:
 
     def __init__(self) -> None:
         self.objects: dict[Kind, dict[tuple[str, str], Body]] = {
-            kind: {} for kind in ("FineTuneJob", "FineTuneProfile", "Job", "Pod", "Workload")
+            kind: {} for kind in ("FineTuneJob", "FineTuneProfile", "Job", "Pod", "Workload", "Node")
         }
         self.calls: list[str] = []
         self.events: list[EventRequest] = []

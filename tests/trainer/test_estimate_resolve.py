@@ -210,9 +210,26 @@ def test_packing_where_half_of_a_batch_would_be_padding() -> None:
         (spec("LoRA"), 12, "this would fit: method QLoRA"),
         (spec("QLoRA", maxSequenceLength=65536), 12, "this would fit: maxSequenceLength "),
         (spec("LoRA", gradientCheckpointing=False, maxSequenceLength=4096), 24, "gradientCheckpointing true"),
-        (spec("QLoRA"), 4, "no method fits this GPU: use a larger one or a smaller model"),
+        (spec("QLoRA"), 4, "this would fit: a GPU with "),
+        (spec("Full"), 40, "or resources.gpusPerNode 8: such GPUs share the model (ZeRO 2)"),
+        (spec("LoRA"), 12, "or a GPU with 22 GiB, as A10"),
+        (
+            spec("LoRA", maxSequenceLength=1_048_576, gradientCheckpointing=True),
+            1,
+            "no known GPU fits: take a smaller model",
+        ),
     ],
-    ids=["full", "full, not to be shared", "lora", "long", "recomputation forbidden", "nothing"],
+    ids=[
+        "full",
+        "full, not to be shared",
+        "lora",
+        "long",
+        "recomputation forbidden",
+        "larger",
+        "more GPUs",
+        "which GPU",
+        "nothing",
+    ],
 )
 def test_what_does_not_fit_is_told_what_would(wanted: TuningSpec, gibibytes: int, advice: str) -> None:
     found = chosen(wanted, gpu(gibibytes))

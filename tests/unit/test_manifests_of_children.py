@@ -12,6 +12,7 @@ from finetune_operator.api.constants import MAX_NAME_LENGTH, progress_audience
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
 from finetune_operator.api.quantities import quantity
+from finetune_operator.api.status import FineTuneJobStatus, GpuStatus, ResolvedStatus
 from finetune_operator.builders.job import build_job, owner_reference
 from finetune_operator.builders.names import child_name
 from finetune_operator.builders.placement import build_pod_group
@@ -22,13 +23,17 @@ Manifest = dict[str, Any]
 
 
 def built(
-    stage: Any = "train", spec: Manifest | None = None, profile: Manifest | None = None, **changes: Any
+    stage: Any = "train",
+    spec: Manifest | None = None,
+    profile: Manifest | None = None,
+    status: FineTuneJobStatus | None = None,
+    **changes: Any,
 ) -> Manifest:
     fields = {"stage": stage, "run": 1, "attempt": 1, "image": "trainer:1", "collect": False,
               "progress_url": "https://operator/x", "progress_ca": "CA", **changes}  # fmt: skip
     spec = spec or make_spec()
     return build_job(
-        make_job(spec),
+        make_job(spec, status),
         FineTuneJobSpec.model_validate(spec),
         FineTuneProfileSpec.model_validate(profile or {}),
         **fields,
@@ -187,8 +192,9 @@ def test_the_push_to_the_hub_has_a_token_of_its_own_or_the_output_s(own: Manifes
 
 
 def test_the_trainer_reads_back_what_the_operator_wrote() -> None:
-    spec = make_spec(lora={"rank": 8}, resources={"gpuMemory": "80Gi"}, lifecycle={"retries": {"max": 1}})
-    config = config_of(built(spec=spec, attempt=3))
+    spec = make_spec(lora={"rank": 8}, lifecycle={"retries": {"max": 1}})
+    resolved = ResolvedStatus(config_hash="h", image="i", gpus=1, gpu=GpuStatus(memory_bytes=80 * 1024**3))
+    config = config_of(built(spec=spec, status=FineTuneJobStatus(resolved=resolved), attempt=3))
     assert (config.job.attempt, config.spec.lora and config.spec.lora.rank) == (3, 8)
     assert config.device.gpu_memory_bytes == 80 * 1024**3
 
@@ -319,3 +325,23 @@ def test_the_runtime_class_is_for_pods_with_gpus() -> None:
     spec = make_spec(scheduling={"runtimeClassName": "nvidia"})
     assert pod_of(built(spec=spec))["runtimeClassName"] == "nvidia"
     assert "runtimeClassName" not in pod_of(built("prepare", spec))
+
+
+GPU_LABEL = "nvidia.com/gpu.product"
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpu", "selector"),
+    [
+        ({"gpuType": "NVIDIA-L4"}, {}, {GPU_LABEL: "NVIDIA-L4"}),
+        ({}, {"type": "NVIDIA-H200"}, {GPU_LABEL: "NVIDIA-H200"}),
+        ({"gpuType": "NVIDIA-L4"}, {"type": "NVIDIA-H200"}, {GPU_LABEL: "NVIDIA-L4"}),
+        ({"gpusPerNode": 0}, {"type": "NVIDIA-H200"}, None),
+        ({"gpuResourceName": "amd.com/gpu"}, {"type": "MI300X"}, None),
+    ],
+    ids=["job", "profile", "job over profile", "on the CPU", "another maker"],
+)
+def test_a_gpu_type_leads_the_training_pods_to_its_nodes(resources, gpu, selector) -> None:
+    spec = make_spec(resources=resources)
+    assert pod_of(built(spec=spec, profile={"gpu": gpu})).get("nodeSelector") == selector
+    assert "nodeSelector" not in pod_of(built("prepare", spec, {"gpu": gpu}))

@@ -84,6 +84,12 @@ finetune-operator
 - apiGroups: [apiextensions.k8s.io]
   resources: [customresourcedefinitions]
   verbs: [get, list, watch]
+{{- if not .Values.watchNamespace }}
+# Which GPUs there are: a LIST of labels every ten minutes. May be left out.
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [list]
+{{- end }}
 {{- if .Values.watchNamespace }}
 # kopf looks the one namespace up among all of them before it watches it.
 - apiGroups: [""]

@@ -22,6 +22,9 @@ MANAGED_SELECTOR = f"{LABEL_MANAGED_BY}={MANAGER}"
 
 KUEUE_GROUP = "kueue.x-k8s.io"
 WORKLOAD_PLURAL = "workloads"
+LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"
+LABEL_GPU_MEMORY = "nvidia.com/gpu.memory"
+"""Labels of NVIDIA's feature discovery: the product's name, and the memory of one GPU in MiB."""
 LABEL_QUEUE = f"{KUEUE_GROUP}/queue-name"
 LABEL_QUEUE_PRIORITY = f"{KUEUE_GROUP}/priority-class"
 

@@ -11,7 +11,7 @@ from finetune_contract.fields import Name
 from finetune_contract.model import Model
 from finetune_contract.spec import TuningSpec
 from finetune_operator.api.pod_template import PodTemplate
-from finetune_operator.api.scalars import LabelKey, LabelValue, Quantity, QueueName, Seconds
+from finetune_operator.api.scalars import GpuType, LabelKey, LabelValue, Quantity, QueueName, Seconds
 
 
 class PullPolicy(StrEnum):
@@ -31,8 +31,10 @@ class Resources(Model):
     """Fewest training pods that will do. A job that its queue has had no quota for in five minutes asks for the next smaller number over which batchSize divides evenly, down to this one; batchSize stays what it is."""
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] | None = None
     """GPUs of each training pod; 1 when absent, 0 trains on the CPU. Each has a process of its own, and they share every batch evenly (DDP)."""
+    gpu_type: GpuType | None = None
+    """Product of the GPUs, as the nodes' label nvidia.com/gpu.product names it: NVIDIA-A100-SXM4-80GB. The training pods go to such nodes only."""
     gpu_memory: Quantity | None = None
-    """Memory of one GPU, as 80Gi: a job that cannot fit is refused with numbers before it asks for one."""
+    """Memory of one GPU, as 80Gi; that of gpuType, of the profile, or of the nodes when absent: a job that cannot fit is refused with numbers before it asks for one."""
     gpu_resource_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """Extended resource that a GPU is; nvidia.com/gpu when absent."""
     cpu: Quantity | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from sys import intern
 from typing import Any, Literal
 
 from finetune_operator.api import constants as c
 from finetune_operator.api.profile import FineTuneProfileSpec
 from finetune_operator.api.status import FineTuneJobStatus
-from finetune_operator.api.views import ChildJob, ContainerView, JobView, PodView, ProfileView, WorkloadView
+from finetune_operator.api.views import ChildJob, ContainerView, GpuNode, JobView, PodView, ProfileView, WorkloadView
 
 Body = dict[str, Any]
 
@@ -110,6 +111,12 @@ def parse_workload(body: Body) -> WorkloadView | None:
         evicted=evicted.get("reason", ""),
         evicted_message=evicted.get("message", ""),
     )
+
+
+def parse_gpu_node(body: Body) -> GpuNode:
+    """Return a node. Its labels are shared with other nodes', of which most are the same."""
+    labels = body["metadata"].get("labels") or {}
+    return GpuNode(body["metadata"]["name"], {intern(key): intern(value) for key, value in labels.items()})
 
 
 def parse_time(text: str | None) -> datetime | None:

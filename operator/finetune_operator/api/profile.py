@@ -10,7 +10,7 @@ from finetune_contract.fields import Name, Uri
 from finetune_contract.model import Model
 from finetune_operator.api.job import Trainer
 from finetune_operator.api.pod_template import PodTemplate
-from finetune_operator.api.scalars import Quantity, QueueName, Seconds
+from finetune_operator.api.scalars import GpuType, Quantity, QueueName, Seconds
 
 Pattern = Annotated[str, Field(min_length=1, max_length=512)]
 Patterns = Annotated[tuple[Pattern, ...], Field(max_length=64)]
@@ -59,6 +59,8 @@ class Hub(Model):
 class Gpu(Model):
     """The GPUs of this profile."""
 
+    type: GpuType | None = None
+    """Product of the GPUs, as the nodes' label nvidia.com/gpu.product names it. Training pods of jobs that name no other go to such nodes only."""
     memory: Quantity | None = None
     """Memory of one GPU, as 80Gi."""
     resource_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None

@@ -173,6 +173,17 @@ class ProfileSnapshot(Model):
     """Its spec."""
 
 
+class GpuStatus(Model):
+    """The GPU that the estimate was held against."""
+
+    type: str | None = None
+    """Its product, where it is known."""
+    memory_bytes: int | None = None
+    """Its memory; absent where nothing says it, and then nothing is refused for want of it."""
+    because: str = ""
+    """What says so."""
+
+
 class ResolvedStatus(Model):
     """Everything that was chosen for the user."""
 
@@ -182,6 +193,8 @@ class ResolvedStatus(Model):
     """Image of the trainer."""
     gpus: int
     """GPUs of the job."""
+    gpu: GpuStatus | None = None
+    """What one of them is."""
     profile: ProfileSnapshot | None = None
     """The profile."""
     defaults: Anything | None = None

@@ -141,6 +141,14 @@ class PodView:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuNode:
+    """A node whose GPUs NVIDIA's feature discovery has labelled."""
+
+    name: str
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """Everything that one decision sees."""
 
@@ -154,5 +162,7 @@ class View:
     """Kueue's Workloads of those Jobs."""
     kueue: bool = False
     """Whether the cluster serves Kueue."""
+    gpu_nodes: tuple[GpuNode, ...] = ()
+    """Nodes with labelled GPUs, as of the last full LIST."""
     report: ProgressReport | None = None
     """The newest progress post."""

@@ -18,6 +18,7 @@ from finetune_operator.builders.additions import Additions, additions
 Manifest = dict[str, Any]
 
 USER = 10001
+_GPU = "nvidia.com/gpu"
 _TOKEN_SECONDS = 3600
 _TOKEN_FOLDER, _TOKEN_FILE = paths.POD_PROGRESS_TOKEN.rsplit("/", 1)
 _CONFIG_FOLDER, _CONFIG_FILE = paths.POD_CONFIG.rsplit("/", 1)
@@ -89,7 +90,7 @@ def build_pod_spec(pod: PodRequest) -> Manifest:
             "schedulerName": scheduling.scheduler_name if trains else None,
             "runtimeClassName": scheduling.runtime_class_name if trains else None,
             "affinity": pod.affinity,
-            "nodeSelector": scheduling.node_selector if pod.stage == "train" or bound_by_claim else None,
+            "nodeSelector": _node_selector(pod) if pod.stage == "train" or bound_by_claim else None,
             "tolerations": _tolerations(pod),
             "subdomain": pod.meeting.service if pod.meeting else None,
             "initContainers": fetch,
@@ -97,6 +98,15 @@ def build_pod_spec(pod: PodRequest) -> Manifest:
             "volumes": _volumes(pod, claims) + pod.added.volumes,
         }
     )
+
+
+def _node_selector(pod: PodRequest) -> dict[str, str] | None:
+    """Return the labels of the nodes that the pod may go to, with the GPU's type among them."""
+    asked, gpu = pod.spec.resources, pod.profile.gpu
+    kind = asked.gpu_type or gpu.type
+    is_nvidia = (asked.gpu_resource_name or gpu.resource_name or _GPU).startswith("nvidia.com/")
+    typed = {c.LABEL_GPU_PRODUCT: kind} if kind and is_nvidia and pod.spec.resources.gpus else {}
+    return {**typed, **(pod.spec.scheduling.node_selector or {})}
 
 
 def _container(pod: PodRequest, stage: str, claims: tuple[str, ...]) -> Manifest:
@@ -188,7 +198,7 @@ def _resources(pod: PodRequest, stage: str) -> Manifest:
 
 
 def _training_resources(asked: Resources, profile: FineTuneProfileSpec, gpus: int) -> Manifest:
-    gpu = {asked.gpu_resource_name or profile.gpu.resource_name or "nvidia.com/gpu": str(gpus)} if gpus else {}
+    gpu = {asked.gpu_resource_name or profile.gpu.resource_name or _GPU: str(gpus)} if gpus else {}
     requests = {"cpu": asked.cpu, "memory": asked.memory, "ephemeral-storage": asked.ephemeral_storage}
     limits = {"memory": asked.memory, "ephemeral-storage": asked.ephemeral_storage, **gpu}
     return _present({"requests": _present({**requests, **gpu}), "limits": _present(limits)})

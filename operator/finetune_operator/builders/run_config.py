@@ -16,7 +16,6 @@ def build_run_config(
 ) -> RunConfig:
     """Return the configuration of one attempt; the hash of the prepared data is in it once prepare has run."""
     resolved = job.status.resolved
-    memory = spec.resources.gpu_memory or profile.gpu.memory
     gpus = spec.resources.gpus
     tuning = {name: getattr(spec, name) for name in TuningSpec.model_fields}
     if resolved and resolved.micro_batch_size:
@@ -28,7 +27,7 @@ def build_run_config(
         device=Device(
             gpus=gpus,
             nodes=spec.resources.nodes,
-            gpu_memory_bytes=_bytes(memory) if gpus else None,
+            gpu_memory_bytes=resolved.gpu.memory_bytes if resolved and resolved.gpu and gpus else None,
         ),
         cache_bytes=_bytes(profile.cache.max_size),
         config_hash=resolved.config_hash if resolved else "",

@@ -19,6 +19,9 @@ from finetune_operator.runtime.gateway import TransientError
 Body = dict[str, Any]
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
 _NOT_FOUND, _OK = 404, 300
+_JSON = "application/json"
+METADATA_ALONE = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+"""Accept header with which a LIST brings no specs and statuses: 1 KB a node in place of 20."""
 
 
 class KubeClient:
@@ -46,9 +49,9 @@ class KubeClient:
     ) -> None:
         await self._api.close()
 
-    async def get(self, path: str, query: dict[str, str | int] | None = None) -> Body | None:
+    async def get(self, path: str, query: dict[str, str | int] | None = None, *, accept: str = _JSON) -> Body | None:
         """GET an object or list; None if there is none."""
-        return await self._request("GET", path, query=query)
+        return await self._request("GET", path, query=query, accept=accept)
 
     async def post(self, path: str, body: Body, query: dict[str, str | int] | None = None) -> Body:
         """POST an object. Raises ConflictError if its name is taken."""
@@ -73,11 +76,13 @@ class KubeClient:
         *,
         query: dict[str, str | int] | None = None,
         body: Body | None = None,
-        content_type: str = "application/json",
+        content_type: str = _JSON,
+        accept: str = _JSON,
     ) -> Body | None:
         """Raises ApiError; a 404 to anything but POST is None."""
         try:
-            status, data = await self._exchange(method, path, query=query, body=body, content_type=content_type)
+            headers = {"Accept": accept, "Content-Type": content_type}
+            status, data = await self._exchange(method, path, query=query, body=body, headers=headers)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise TransientError(f"{method} {path}: {type(error).__name__}: {error}") from error
         if status == _NOT_FOUND and method != "POST":
@@ -88,13 +93,13 @@ class KubeClient:
         return parsed
 
     async def _exchange(
-        self, method: str, path: str, *, query: dict[str, str | int] | None, body: Body | None, content_type: str
+        self, method: str, path: str, *, query: dict[str, str | int] | None, body: Body | None, headers: dict[str, str]
     ) -> tuple[int, bytes]:
         serialized = await self._api.param_serialize(
             method,
             path,
             query_params=list((query or {}).items()),
-            header_params={"Accept": "application/json", "Content-Type": content_type},
+            header_params=headers,
             body=body,
             auth_settings=["BearerToken"],
         )

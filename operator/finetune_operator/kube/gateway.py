@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 
 from finetune_operator.api import constants as c
 from finetune_operator.api.views import JobView
-from finetune_operator.kube.client import Body, KubeClient
+from finetune_operator.kube.client import METADATA_ALONE, Body, KubeClient
 from finetune_operator.policy.plan import EventRequest
 from finetune_operator.runtime.gateway import ConflictError, Kind
 
 _PAGE = 250
+_SELECTORS: dict[Kind, str] = {"Job": c.MANAGED_SELECTOR, "Pod": c.MANAGED_SELECTOR, "Node": c.LABEL_GPU_PRODUCT}
 
 
 class KubeGateway:
@@ -25,11 +26,11 @@ class KubeGateway:
     async def list(self, kind: Kind) -> AsyncIterator[Body]:
         """Yield all objects of a kind, page by page."""
         query: dict[str, str | int] = {"limit": _PAGE}
-        if kind in ("Job", "Pod"):
-            query["labelSelector"] = c.MANAGED_SELECTOR
-        path = await self._workloads() if kind == "Workload" else self._collection(kind)
+        if selector := _SELECTORS.get(kind):
+            query["labelSelector"] = selector
+        path, accept = await self._collection(kind), METADATA_ALONE if kind == "Node" else "application/json"
         while path:
-            page = await self._api.get(path, query) or {}
+            page = await self._api.get(path, query, accept=accept) or {}
             for item in page.get("items", []):
                 yield item
             query["continue"] = page.get("metadata", {}).get("continue", "")
@@ -107,12 +108,16 @@ class KubeGateway:
         }
         await self._api.post(f"/api/v1/namespaces/{job.namespace}/events", body)
 
-    def _collection(self, kind: Kind) -> str:
+    async def _collection(self, kind: Kind) -> str | None:
+        """Return the path of a kind; None where there is nothing to list."""
+        if kind == "Workload":
+            return await self._workloads()
         return {
             "FineTuneJob": self._namespaced(c.API_VERSION, c.JOB_PLURAL),
             "FineTuneProfile": f"/apis/{c.API_VERSION}/{c.PROFILE_PLURAL}",
             "Job": self._namespaced("batch/v1", "jobs"),
             "Pod": self._namespaced("v1", "pods"),
+            "Node": None if self._namespace else "/api/v1/nodes",  # the Role of one namespace has no right on nodes
         }[kind]
 
     def _namespaced(self, version: str, plural: str) -> str:

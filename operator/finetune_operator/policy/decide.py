@@ -29,6 +29,7 @@ from finetune_operator.policy.draft import Draft
 from finetune_operator.policy.effective import Effective, Problem, effective_spec
 from finetune_operator.policy.ending import current_stage, fail_attempt, fail_job
 from finetune_operator.policy.failures import Failed, classify
+from finetune_operator.policy.gpus import gpu_of
 from finetune_operator.policy.plan import ChildRequest, Plan
 from finetune_operator.policy.step import Step
 
@@ -139,6 +140,7 @@ def _begin(view: View, draft: Draft, effective: Effective, *, now: datetime) -> 
         config_hash=effective.config_hash,
         image=effective.image,
         gpus=effective.gpus,
+        gpu=gpu_of(effective.spec, effective.profile_spec, view.gpu_nodes),
         profile=snapshot,
         defaults=effective.defaults or None,
     )

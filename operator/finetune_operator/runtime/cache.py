@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 from finetune_operator.api.report import ProgressReport
-from finetune_operator.api.views import ChildJob, JobView, Key, PodView, ProfileView, View, WorkloadView
+from finetune_operator.api.views import ChildJob, GpuNode, JobView, Key, PodView, ProfileView, View, WorkloadView
 
 V = TypeVar("V")
 
@@ -57,6 +57,7 @@ class Cache:
         self.children: Shelf[ChildJob] = Shelf()
         self.pods: Shelf[PodView] = Shelf()
         self.workloads: Shelf[WorkloadView] = Shelf()
+        self.gpu_nodes: tuple[GpuNode, ...] = ()
         self.kueue = False
         """Whether the cluster serves Kueue, as far as is known."""
         self._uid_of: dict[Key, str] = {}
@@ -144,6 +145,7 @@ class Cache:
             pods=self.pods_of(job.uid),
             workloads=_all(self.workloads, workloads),
             kueue=self.kueue,
+            gpu_nodes=self.gpu_nodes,
             report=report,
         )
 

@@ -8,10 +8,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_operator.api.parse import parse_child, parse_job, parse_pod, parse_profile, parse_workload
+from finetune_operator.api.parse import (
+    parse_child,
+    parse_gpu_node,
+    parse_job,
+    parse_pod,
+    parse_profile,
+    parse_workload,
+)
+from finetune_operator.api.views import GpuNode
 from finetune_operator.policy.decide import is_terminal
 from finetune_operator.runtime.cache import Cache, Shelf
-from finetune_operator.runtime.gateway import Gateway, Kind
+from finetune_operator.runtime.gateway import Gateway, Kind, RejectedError
 from finetune_operator.runtime.queue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -53,6 +61,7 @@ class Feed:
         kopf says nothing about objects that were deleted while its watch was down (kopf.md, trap 4).
         """
         self._cache.kueue = await gateway.serves_kueue()
+        self._cache.gpu_nodes = await _gpu_nodes(gateway)
         for kind in KINDS:
             shelf_before = self._uids(kind)
             listed: set[str] = set()
@@ -110,3 +119,12 @@ class Feed:
             "Workload": self._cache.workloads,
         }
         return shelves[kind].uids()
+
+
+async def _gpu_nodes(gateway: Gateway) -> tuple[GpuNode, ...]:
+    """Return the nodes with labelled GPUs: listed, never watched, since a node writes its status every few seconds."""
+    try:
+        return tuple([parse_gpu_node(body) async for body in gateway.list("Node")])
+    except RejectedError as error:  # a right that may be left out: memory is then what job and profile say
+        log.info("nodes are not read: %s", error)
+        return ()

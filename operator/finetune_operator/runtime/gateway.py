@@ -9,7 +9,7 @@ from finetune_operator.api.views import JobView
 from finetune_operator.policy.plan import EventRequest
 
 Body = dict[str, Any]
-Kind = Literal["FineTuneJob", "FineTuneProfile", "Job", "Pod", "Workload"]
+Kind = Literal["FineTuneJob", "FineTuneProfile", "Job", "Pod", "Workload", "Node"]
 
 
 class ApiError(Exception):
@@ -32,7 +32,9 @@ class Gateway(Protocol):
     """The Kubernetes API, as far as the loop needs it. Every method raises ApiError."""
 
     def list(self, kind: Kind) -> AsyncIterator[Body]:
-        """Yield all objects of a kind that concern this operator, page by page; none of a kind that is not served."""
+        """Yield all objects of a kind that concern this operator, page by page; none of a kind that is not served.
+        Nodes come as metadata alone, and only those with labelled GPUs.
+        """
 
     async def serves_kueue(self) -> bool:
         """Whether the cluster serves Kueue's API."""

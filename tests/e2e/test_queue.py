@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -35,9 +36,9 @@ def start(cluster: LocalCluster, namespace: str) -> Start:
 @pytest.fixture
 def kueue(cluster: LocalCluster) -> Iterator[Callable[[], None]]:
     """Have a Kueue come, when the test says so."""
-    controller = KueueTestController(cluster)
-    yield lambda: (controller.__enter__(), None)[1]
-    controller.__exit__()
+    with ExitStack() as stack:
+        controller = KueueTestController(cluster)
+        yield lambda: (stack.enter_context(controller), None)[1]
     assert controller.errors == []
 
 

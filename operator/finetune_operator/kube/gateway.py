@@ -31,7 +31,7 @@ class KubeGateway:
         path, accept = await self._collection(kind), METADATA_ALONE if kind == "Node" else "application/json"
         while path:
             page = await self._api.get(path, query, accept=accept) or {}
-            for item in page.get("items", []):
+            for item in page.get("items") or []:  # null where a list of metadata is empty
                 yield item
             query["continue"] = page.get("metadata", {}).get("continue", "")
             if not query["continue"]:

@@ -34,6 +34,7 @@ WAITING = {
     "phase": "Starting",
     "conditions": [{**READY, "reason": "Unschedulable", "message": "0/3 nodes are available: 3 Insufficient gpu."}],
 }
+QUEUED = {"queue": {"name": "tuning", "waitingSince": "2026-11-24T11:56:40Z", "waitedSeconds": 60}}
 FAILED = {
     "phase": "Failed",
     "lastFailure": {
@@ -70,6 +71,7 @@ def test_a_line_a_job_the_youngest_last() -> None:
         pytest.param(RUNNING, "run       1, attempt 2 (1 failed), 2h", id="attempts"),
         pytest.param(RUNNING, "a checkpoint of step 100 at s3://out/run-1/checkpoints", id="checkpoint"),
         pytest.param(WAITING, "Starting, Unschedulable: 0/3 nodes are available", id="why it waits"),
+        pytest.param(QUEUED, "queue     tuning, waits for 3m20s, waited 1m before", id="queue"),
         pytest.param(FAILED, "attempt 1, DatasetInvalid, exit code 12: train.jsonl line 7: not JSON", id="failure"),
     ],
 )

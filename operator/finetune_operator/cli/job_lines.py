@@ -9,7 +9,7 @@ from typing import Any
 from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Phase
 from finetune_operator.api.parse import parse_job, parse_time
-from finetune_operator.api.status import FineTuneJobStatus, Progress
+from finetune_operator.api.status import FineTuneJobStatus, Progress, QueueStatus
 from finetune_operator.api.views import JobView
 from finetune_operator.cli.results import comparison, labelled
 from finetune_operator.policy.progress import duration
@@ -36,6 +36,8 @@ def describe(body: dict[str, Any], now: datetime) -> Iterator[str]:
     yield labelled("phase", _phase(job.status))
     if told := _run(job.status, now):
         yield labelled("run", told)
+    if job.status.queue:
+        yield labelled("queue", _queue(job.status.queue, now))
     if job.status.progress:
         yield labelled("progress", progress_line(job.status.progress))
     yield from _remarks(job.status)
@@ -109,6 +111,13 @@ def _run(status: FineTuneJobStatus, now: datetime) -> str:
     return (
         f"{status.run}, attempt {status.attempt}" + (f" ({ends})" if ends else "") + (f", {lasted}" if lasted else "")
     )
+
+
+def _queue(queue: QueueStatus, now: datetime) -> str:
+    since = parse_time(queue.waiting_since)
+    waits = f"waits for {duration(int((now - since).total_seconds()))}" if since else ""
+    waited = f"waited {duration(queue.waited_seconds)} before" if queue.waited_seconds else ""
+    return ", ".join(part for part in (queue.name or "default", waits, waited) if part)
 
 
 def _remarks(status: FineTuneJobStatus) -> Iterator[str]:

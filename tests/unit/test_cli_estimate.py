@@ -63,18 +63,25 @@ def test_without_a_method_all_three_stand_side_by_side(model: Path, capsys: pyte
         assert sum(parts) == pytest.approx(total, abs=0.05)
 
 
-def test_a_job_says_its_method_gpu_and_length(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("gpu", "gibibytes"),
+    [({"gpuMemory": "16Gi"}, "16.00"), ({"gpuType": "Tesla-T4"}, "15.00")],
+    ids=["memory", "type"],
+)
+def test_a_job_says_its_method_gpu_and_length(
+    gpu: dict[str, str], gibibytes: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     changes = {
         "spec.method": "QLoRA",
         "spec.model.uri": model.as_uri(),
         "spec.hyperparameters": {"maxSequenceLength": 1024, "microBatchSize": 2},
-        "spec.resources": {"gpuMemory": "16Gi"},
+        "spec.resources": gpu,
     }
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(job(changes)))
     assert main(["estimate", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "sequences of 1024 tokens, a GPU of 16.00 GiB" in out
+    assert f"sequences of 1024 tokens, a GPU of {gibibytes} GiB" in out
     assert _rows(out)["GiB"] == ["QLoRA"]
     assert _rows(out)["micro-batch"] == ["2"]
 

@@ -13,12 +13,13 @@ from typing import Any
 from finetune_contract import paths
 from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.fitting import ResolveError
+from finetune_contract.gpus import known_gpu
 from finetune_contract.resolve import Choice, DataFacts, choose
 from finetune_contract.run_config import Device, Use
 from finetune_contract.shape import ModelShape, UnknownShapeError
 from finetune_contract.spec import Method, TuningSpec
 from finetune_operator.api import constants as c
-from finetune_operator.api.job import FineTuneJobSpec
+from finetune_operator.api.job import FineTuneJobSpec, Resources
 from finetune_operator.api.quantities import quantity
 from finetune_operator.cli.check import is_ours, problems_of
 from finetune_operator.cli.documents import ReadError, read_documents
@@ -106,8 +107,8 @@ def _of_job(arguments: argparse.Namespace) -> _Question:
     job = _read_job(arguments.file)
     spec = FineTuneJobSpec.model_validate(job["spec"])
     memory = arguments.gpu_memory
-    if memory is None and spec.resources.gpu_memory is not None:
-        memory = int(quantity(spec.resources.gpu_memory))
+    if memory is None:
+        memory = _memory_of(spec.resources)
     tuning = TuningSpec(**{name: getattr(spec, name) for name in TuningSpec.model_fields})
     method = Method(arguments.method) if arguments.method else spec.method
     revision = spec.model.revision or arguments.revision
@@ -119,6 +120,14 @@ def _of_job(arguments: argparse.Namespace) -> _Question:
         revision=revision,
         device=_device(spec.resources.gpus, memory, nodes=spec.resources.nodes),
     )
+
+
+def _memory_of(asked: Resources) -> int | None:
+    """Return the memory of one GPU as far as the job itself says it, or its product's name does."""
+    if asked.gpu_memory is not None:
+        return int(quantity(asked.gpu_memory))
+    known = known_gpu(asked.gpu_type) if asked.gpu_type else None
+    return known.memory_bytes if known else None
 
 
 def _read_job(name: str) -> dict[str, Any]:

@@ -33,8 +33,8 @@ examples:
 
 In a manifest a local path is file:///absolute/path; --model, --dataset and --output take relative ones, too.
 Credentials are read from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, HF_TOKEN, with
-the prefix MODEL_, DATASET_ or OUTPUT_ where they differ; OPENAI_API_KEY for a judge); secretRef, scheduling and
-profile are a cluster's.
+the prefix MODEL_, DATASET_ or OUTPUT_ where they differ; OPENAI_API_KEY for a judge); secretRef, scheduling,
+podTemplate and profile are a cluster's.
 
 Ctrl-C checkpoints and stops; the same command goes on from there. exit code: 0, 2 for a bad manifest, or the
 trainer's (finetune_contract/exit_codes.py).

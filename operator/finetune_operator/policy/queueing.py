@@ -104,7 +104,8 @@ def requeued(draft: Draft, child: ChildJob, spec: FineTuneJobSpec, pods: tuple[P
     due = _due(draft)
     if nodes is None or due is None or draft.now < due or draft.status.resolved is None:
         return None
-    draft.set(resolved=draft.status.resolved.model_copy(update={"nodes": nodes}))
+    fewer = {"nodes": nodes, "gpus": nodes * spec.resources.gpus}
+    draft.set(resolved=draft.status.resolved.model_copy(update=fewer))
     return _leave_for_another(draft, child, f"no quota for {spec.resources.nodes} nodes: {nodes} are asked for")
 
 

@@ -1,0 +1,85 @@
+"""What profiles and nodes say about a job's pods, on a real control plane and under restricted Pod Security."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from dev.cluster.local import LocalCluster
+from dev.operator import LocalOperator
+from tests.support.jobs import RunningJob, make_manifest
+
+Start = Callable[..., RunningJob]
+LEXICON = {
+    "labels": {"team": "support"},
+    "env": [{"name": "LEXICON", "value": "/mnt/lexicon/words"}],
+    "volumes": [{"name": "lexicon", "configMap": {"name": "lexicon"}}],
+    "volumeMounts": [{"name": "lexicon", "mountPath": "/mnt/lexicon"}],
+    "securityContext": {"supplementalGroups": [3000]},
+}
+PRODUCT, MEMORY = "nvidia.com/gpu.product", "nvidia.com/gpu.memory"
+
+
+@pytest.fixture
+def start(cluster: LocalCluster, namespace: str) -> Start:
+    """Start a job that uses the profile of its own namespace."""
+    return lambda **spec: RunningJob(cluster, namespace, make_manifest("bot", profile=namespace, **spec))
+
+
+@pytest.fixture
+def has_profile(cluster: LocalCluster, namespace: str) -> Iterator[Callable[..., None]]:
+    """Make a profile; the limit of images lets the fake trainer through."""
+
+    def make(**spec: Any) -> None:
+        body = {"apiVersion": "finetuning.dev/v1alpha1", "kind": "FineTuneProfile", "metadata": {"name": namespace}}
+        spec = {"namespaces": [namespace], "limits": {"allowedImages": ["fake-*"]}, **spec}
+        cluster.kubectl("apply", "-f", "-", input=json.dumps({**body, "spec": spec}))
+
+    yield make
+    cluster.kubectl("delete", "ftp", namespace)
+
+
+@pytest.mark.usefixtures("operator")
+def test_what_a_template_adds_runs_under_restricted_pod_security(start, has_profile, cluster, namespace) -> None:
+    cluster.kubectl("label", "ns", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    cluster.kubectl("create", "configmap", "lexicon", "--from-literal=words=yes", "-n", namespace)
+    has_profile(podTemplate=LEXICON, defaults={"hyperparameters": {"seed": 7}})
+    job = start()
+    status = job.reaches("Succeeded")
+    assert status["resolved"]["defaults"] == {"hyperparameters": {"seed": 7}}
+    assert {pod["metadata"]["labels"]["team"] for pod in job.children("pods")} == {"support"}
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_claim_that_is_not_there_is_said_before_a_gpu_is_asked_for(start, has_profile) -> None:
+    has_profile(cache={"claimName": "models"})
+    job = start()
+    job.until(lambda: job.condition("Prepared").get("reason") == "Unschedulable", what="the missing claim")
+    assert 'persistentvolumeclaim "models" not found' in job.condition("Ready")["message"]
+    assert len(job.children()) == 1
+
+
+def test_the_nodes_labels_say_what_a_gpu_is(start, has_profile, cluster, operator: LocalOperator) -> None:
+    has_profile()
+    with labelled(cluster, {PRODUCT: "NVIDIA-L4", MEMORY: "23034"}):
+        operator.kill()
+        operator.start()  # nodes are listed at the start, and every ten minutes
+        job = start(resources={"gpusPerNode": 1, "gpuType": "NVIDIA-L4"})
+        status = job.reaches("Succeeded")
+    told = {"type": "NVIDIA-L4", "memoryBytes": 23034 << 20, "because": f"the nodes' label {MEMORY}"}
+    assert status["resolved"]["gpu"] == told
+    assert job.children()[-1]["spec"]["template"]["spec"]["nodeSelector"] == {PRODUCT: "NVIDIA-L4"}
+
+
+@contextmanager
+def labelled(cluster: LocalCluster, labels: dict[str, str]) -> Iterator[None]:
+    """Label the node for a while, as NVIDIA's feature discovery does."""
+    cluster.kubectl("label", "node", cluster.node_names[0], *(f"{name}={value}" for name, value in labels.items()))
+    try:
+        yield
+    finally:
+        cluster.kubectl("label", "node", cluster.node_names[0], *(f"{name}-" for name in labels))

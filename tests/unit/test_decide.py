@@ -469,6 +469,13 @@ PROFILES = [
         "ProfileRefused",
     ),
     ("nodes", make_spec(resources={"nodes": 2}), (make_profile(limits={"maxNodes": 1}),), "ProfileRefused"),
+    ("dataset", make_spec(), (make_profile(limits={"allowedDatasets": ["s3://ours/*"]}),), "ProfileRefused"),
+    (
+        "general-text",
+        make_spec(evaluation={"forgetting": {"uri": "s3://others/text"}}),
+        (make_profile(limits={"allowedDatasets": ["s3://data/*"]}),),
+        "ProfileRefused",
+    ),
     ("memory", make_spec(resources={"memory": "2Ti"}), (make_profile(limits={"maxMemory": "1Ti"}),), "ProfileRefused"),
     ("memory-not-said", make_spec(), (make_profile(limits={"maxMemory": "1Ti"}),), "ProfileRefused"),
     (

@@ -195,9 +195,14 @@ def test_another_priority_has_a_waiting_job_queue_anew_and_a_running_one_stay() 
 
     running = Story(make_spec(**QUEUED))
     child = training(running)
+    pod = make_pod(child, deleted_at=running.now + timedelta(seconds=300))
     running.job = make_job(make_spec(**raised), running.job.status)
     plan = running.sees(child, workload=make_workload(child, **ADMITTED), pods=(make_pod(child),))
     assert (plan.delete, running.phase) == ((), "Running")
+    evicted = make_workload(child, **{**ADMITTED, "evicted": "Preempted"})
+    ending = running.sees(replace(child, suspended=True), workload=evicted, pods=(pod,))
+    assert (ending.delete, running.condition("QuotaReserved")[1]) == ((), "Preempted")  # its checkpoint is not written
+    assert running.sees(replace(child, suspended=True), workload=evicted).delete == (child.name,)
 
 
 @pytest.mark.parametrize(

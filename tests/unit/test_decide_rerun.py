@@ -76,7 +76,11 @@ def test_the_same_spec_again_is_a_third_run() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [{"lifecycle": {**RERUN, "suspend": False}}, {"scheduling": {"priorityClass": "high"}}, {}],
+    [
+        {"lifecycle": {**RERUN, "suspend": False}},
+        {"scheduling": {"priorityClass": "high", "queuePriority": "high"}},
+        {},
+    ],
     ids=["lifecycle", "priority", "nothing"],
 )
 def test_what_may_change_while_a_job_runs_begins_no_run(spec: dict[str, Any]) -> None:

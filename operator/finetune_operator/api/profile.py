@@ -30,6 +30,8 @@ class Limits(Model):
     """Longest lifecycle.activeDeadlineSeconds: a job that sets none or a longer one has this."""
     allowed_models: Patterns | None = None
     """Patterns of model URIs; any model when absent."""
+    allowed_datasets: Patterns | None = None
+    """Patterns of URIs of data, validation sets and general texts included; any data when absent."""
     allowed_images: Patterns | None = None
     """Patterns of trainer images that a job may name; only the profile's own when absent."""
     allowed_endpoints: Patterns | None = None

@@ -50,6 +50,10 @@ def _code(spec: FineTuneJobSpec, rules: FineTuneProfileSpec, name: str) -> Itera
     allowed = rules.limits.allowed_models
     if allowed is not None and not _matches(spec.model.uri, allowed):
         yield f"spec.model.uri {spec.model.uri} is not among the models of {name}: {', '.join(allowed)}"
+    texts = (*spec.dataset.uris, spec.evaluation.forgetting.uri)
+    data = rules.limits.allowed_datasets
+    if data is not None and (other := [uri for uri in texts if uri and not _matches(uri, data)]):
+        yield f"spec: the data {other[0]} is not among those of {name}: {', '.join(data)}"
     image, images = spec.trainer.image, rules.limits.allowed_images or ()
     if image and image != rules.trainer.image and not _matches(image, images):
         yield f"spec.trainer.image {image} is not allowed by {name}"

@@ -39,6 +39,7 @@ _PRINTER_COLUMNS = (
     ("GPUs", "integer", ".status.resolved.gpus", 0),
     ("Restarts", "integer", ".status.restarts.failures", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Queue", "string", ".status.queue.name", 1),
     ("Message", "string", ".status.conditions[?(@.type=='Ready')].message", 1),
 )
 _ONE_CACHE = {

@@ -65,7 +65,10 @@ def _without_workload(queue: str | None, child: ChildJob, *, kueue: bool) -> tup
 
 
 def _not_yet(child: ChildJob) -> str:
-    return f"Kueue has not looked at the Job {child.name} yet"
+    return (
+        f"Kueue has not looked at the Job {child.name} yet; if that lasts: does Kueue run, with the integration "
+        "batch/job, and manage this namespace?"
+    )
 
 
 def leave(draft: Draft, reason: Reason, message: str) -> None:

@@ -28,7 +28,7 @@ class Resources(Model):
     nodes: Annotated[int, Field(ge=1, le=256)] = 1
     """Training pods of an attempt. They start and end together, and share every batch evenly: batchSize must be a multiple of nodes times gpusPerNode."""
     min_nodes: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Fewest training pods that will do. A job that its queue has had no quota for in five minutes asks for the next smaller number over which batchSize divides evenly, down to this one; batchSize stays what it is."""
+    """Fewest training pods that will do; with ZeRO, whose GPUs together hold the model. A job that its queue has had no quota for in five minutes asks for the next smaller number over which batchSize divides evenly, down to this one; batchSize stays what it is."""
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] | None = None
     """GPUs of each training pod; 1 when absent, 0 trains on the CPU. Each has a process of its own, and they share every batch evenly (DDP)."""
     gpu_type: GpuType | None = None

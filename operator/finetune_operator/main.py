@@ -42,13 +42,11 @@ from finetune_operator.settings import Settings, progress_path
 
 log = logging.getLogger(__name__)
 
-WATCHED: dict[Kind, tuple[str, ...]] = {
+WATCHED: dict[Kind, tuple[str, str, str]] = {
     "FineTuneJob": (c.GROUP, c.VERSION, c.JOB_PLURAL),
     "FineTuneProfile": (c.GROUP, c.VERSION, c.PROFILE_PLURAL),
     "Job": ("batch", "v1", "jobs"),
     "Pod": ("", "v1", "pods"),
-    # In the version that is preferred. Where no Kueue is, kopf waits for its CRD.
-    "Workload": (c.KUEUE_GROUP, c.WORKLOAD_PLURAL),
 }
 
 
@@ -163,8 +161,8 @@ def build_registry(operator: Operator) -> kopf.OperatorRegistry:
             raise RuntimeError("no full LIST for too long")
         return "ok"
 
-    for kind, resource in WATCHED.items():
-        kopf.on.event(*resource, registry=registry, id=f"seen-{resource[-1]}")(_handler(operator, kind))
+    for kind, (group, version, plural) in WATCHED.items():
+        kopf.on.event(group, version, plural, registry=registry, id=f"seen-{plural}")(_handler(operator, kind))
     return registry
 
 

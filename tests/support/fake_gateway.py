@@ -47,6 +47,11 @@ class FakeGateway:
         """Whether there is a Kueue."""
         return self.kueue
 
+    async def watch_workloads(self) -> AsyncIterator[tuple[str, Body]]:
+        """Yield the Workloads that are there; nothing happens to them."""
+        async for body in self.list("Workload"):
+            yield "ADDED", body
+
     async def get_job(self, namespace: str, name: str) -> Body | None:
         """Return a batch Job."""
         return copy.deepcopy(self.objects["Job"].get((namespace, name)))

@@ -145,7 +145,7 @@ def _admit(name: str, quota: int, members: list[Workload]) -> None:
         else:
             victims = _victims(item, holding, missing)
             for victim in victims:
-                victim.evict(item)
+                victim.evict(item, name)
             pending = f". Pending the preemption of {len(victims)} workload(s)" if victims else ""
             why = f"insufficient unused quota for {GPU} in flavor gpu, {missing} more needed"
             item.set(
@@ -207,13 +207,14 @@ class Workload:
                 said = (self._condition(kind) or {})["message"]
                 self.set(kind, False, "QuotaReserved", f"Previously: {said}")
 
-    def evict(self, preemptor: Workload) -> None:
+    def evict(self, preemptor: Workload, cluster_queue: str) -> None:
         """IssuePreemptions: the quota stays with it until its Job has stopped."""
         if self.holds("Evicted"):
             return
         said = (
             f"Preempted to accommodate a workload (UID: {preemptor.uid}, JobUID: "
-            f"{_owner(preemptor.body)}) due to prioritization in the ClusterQueue"
+            f"{_owner(preemptor.body)}) due to prioritization in the ClusterQueue; preemptor path: /{cluster_queue}; "
+            f"preemptee path: /{cluster_queue}"
         )
         self.set("Evicted", True, "Preempted", said)
         self.set("Preempted", True, "InClusterQueue", said)

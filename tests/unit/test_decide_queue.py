@@ -113,7 +113,7 @@ def test_a_job_waits_for_a_kueue_that_says_nothing(kueue, reason) -> None:
     child = replace(story.is_prepared(), suspended=True)
     plan = story.sees(child)
     assert (story.phase, story.condition("QuotaReserved")) == ("Queued", ("False", reason))
-    assert (plan.requeue_after, plan.delete) == (30.0, ())
+    assert plan.delete == ()
     story.kueue = True
     story.sees(child, workload=make_workload(child))
     assert story.condition("QuotaReserved") == ("False", "WaitingForQuota")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from finetune_operator.api.status import Restarts
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.feed import Feed
 from finetune_operator.runtime.gateway import ConflictError, RejectedError, TransientError
+from finetune_operator.runtime.loop import Loop
 from finetune_operator.runtime.queue import WorkQueue
 from finetune_operator.runtime.reconciler import Reconciler, Wiring
 from tests.support.builders import NOW, SETTINGS, make_spec, prepared_message
@@ -190,18 +193,45 @@ async def test_service_and_pod_group_are_there_before_the_pods_that_look_for_the
     assert done == ["service bot-uid10", f"pod group {train} of 2", f"create {train}"]
 
 
-async def test_a_workload_is_its_jobs_news_and_a_kueue_that_comes_is_noticed(operator, gateway) -> None:
+async def test_a_workload_is_its_jobs_news(operator, gateway) -> None:
     await operator.reconciler.reconcile(KEY)
     (job,) = gateway.objects["Job"].values()
-    assert operator.cache.kueue is False
     owner = {"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"], "controller": True}
     meta = {"namespace": "team", "name": "w", "ownerReferences": [owner]}
     body = gateway.add("Workload", {"metadata": meta, "status": {}})
     operator.feed.seen("Workload", body)
     view = operator.cache.snapshot(KEY, None)
-    assert (view.kueue, [item.name for item in view.workloads]) == (True, ["w"])
+    assert [item.name for item in view.workloads] == ["w"]
     operator.feed.gone("Workload", body["metadata"]["uid"])
     assert operator.cache.snapshot(KEY, None).workloads == ()
+
+
+async def test_a_kueue_that_comes_later_is_noticed_and_followed(gateway, monkeypatch) -> None:
+    monkeypatch.setattr("finetune_operator.runtime.loop._KUEUE_AGAIN", 0.01)
+    status = {"run": 1, "attempt": 1, "queue": {"name": "tuning", "waitedSeconds": 0}}
+    gateway.add("FineTuneJob", {**make_body(), "status": status})
+    operator = Operator(gateway)
+    asked: list[object] = []
+    operator.queue.add = asked.append
+    loop = Loop(queue=operator.queue, reconciler=operator.reconciler, feed=operator.feed, gateway=gateway,
+                workers=1, resync_seconds=600)  # fmt: skip
+    task = asyncio.create_task(loop.run())
+    await _until(lambda: bool(asked))  # the first LIST
+    asked.clear()
+    gateway.kueue = True
+    owner = {"kind": "Job", "name": "x", "uid": "x", "controller": True}
+    gateway.add("Workload", {"metadata": {"namespace": "team", "name": "w", "ownerReferences": [owner]}})
+    await _until(lambda: bool(list(operator.cache.workloads)))
+    task.cancel()
+    assert (operator.cache.kueue, asked) == (True, [KEY])
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError
 
 
 async def _prepare(gateway: FakeGateway) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,8 @@ from finetune_operator.runtime.gateway import TransientError
 
 Body = dict[str, Any]
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
+_WATCHING = aiohttp.ClientTimeout(total=None, connect=5, sock_read=150)
+"""The server sends a bookmark every minute: where nothing comes for longer, the connection is dead."""
 _NOT_FOUND, _OK = 404, 300
 _JSON = "application/json"
 METADATA_ALONE = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -92,9 +95,37 @@ class KubeClient:
         parsed: Body = json.loads(data)
         return parsed
 
+    async def stream(self, path: str, query: dict[str, str | int]) -> AsyncIterator[Body]:
+        """Yield the events of a watch until the server ends it. Raises ApiError."""
+        headers = {"Accept": _JSON, "Content-Type": _JSON}
+        try:
+            response = await self._send("GET", path, query=query, body=None, headers=headers, limits=_WATCHING)
+            if response.status >= _OK:
+                raise error_for(response.status, await response.read(), f"watch {path}")
+            try:
+                async for line in response.response.content:
+                    yield json.loads(line)
+            finally:
+                response.response.close()
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise TransientError(f"watch {path}: {type(error).__name__}: {error}") from error
+
     async def _exchange(
         self, method: str, path: str, *, query: dict[str, str | int] | None, body: Body | None, headers: dict[str, str]
     ) -> tuple[int, bytes]:
+        response = await self._send(method, path, query=query, body=body, headers=headers, limits=_TIMEOUT)
+        return response.status, await response.read()
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str | int] | None,
+        body: Body | None,
+        headers: dict[str, str],
+        limits: aiohttp.ClientTimeout,
+    ) -> Any:
         serialized = await self._api.param_serialize(
             method,
             path,
@@ -103,5 +134,4 @@ class KubeClient:
             body=body,
             auth_settings=["BearerToken"],
         )
-        response = await self._api.call_api(*serialized, _request_timeout=_TIMEOUT)
-        return response.status, await response.read()
+        return await self._api.call_api(*serialized, _request_timeout=limits)

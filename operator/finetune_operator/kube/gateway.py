@@ -41,6 +41,18 @@ class KubeGateway:
         """Whether the API server knows Kueue's group, and workloads in it."""
         return await self._workloads() is not None
 
+    async def watch_workloads(self) -> AsyncIterator[tuple[str, Body]]:
+        """Watch Kueue's Workloads, if there are any."""
+        path = await self._workloads()
+        query: dict[str, str | int] = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": 1800}
+        if path is None:
+            return
+        async for event in self._api.stream(path, query):
+            if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
+                yield event["type"], event["object"]
+            elif event["type"] == "ERROR":
+                return
+
     async def _workloads(self) -> str | None:
         """Return the path of Kueue's Workloads in the version that the API server prefers; None without a Kueue."""
         group = await self._api.get(f"/apis/{c.KUEUE_GROUP}")

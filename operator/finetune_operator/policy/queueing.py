@@ -17,7 +17,6 @@ from finetune_operator.api.views import ChildJob, PodView, View, WorkloadView
 from finetune_operator.policy.draft import Draft
 from finetune_operator.policy.step import Step
 
-LOOK_FOR_KUEUE_SECONDS = 30.0
 FEWER_NODES_SECONDS = 300
 """Time without quota after which a job asks for fewer nodes."""
 _NO_QUOTA = {"Pending", "WaitingForQuota", "ExceedsMaxQuota", "TopologyPlacementFailed"}
@@ -114,8 +113,6 @@ def requeued(draft: Draft, child: ChildJob, spec: FineTuneJobSpec, pods: tuple[P
 
 def look_again(draft: Draft, spec: FineTuneJobSpec) -> float | None:
     """Return the seconds after which to look at a Job that waits, though nothing may have happened."""
-    if draft.reason(T.QUOTA_RESERVED) in (Reason.KUEUE_NOT_SERVED, Reason.WAITING_FOR_KUEUE):
-        return LOOK_FOR_KUEUE_SECONDS
     due = _due(draft) if fewer_nodes(spec, draft.status.resolved) else None
     return (due - draft.now).total_seconds() if due else None
 

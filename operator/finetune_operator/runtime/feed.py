@@ -55,12 +55,21 @@ class Feed:
             view = self._cache.drop_child(uid) if kind == "Job" else self._cache.drop_pod(uid)
             self._enqueue_owner(view.owner_uid if view else None)
 
+    def hears_of_kueue(self, served: bool) -> None:
+        """Take over whether there is a Kueue; jobs in a queue are looked at when one comes or goes."""
+        if served == self._cache.kueue:
+            return
+        self._cache.kueue = served
+        for job in self._cache.jobs:
+            if job.status.queue is not None and not is_terminal(job.status):
+                self._queue.add(job.key)
+
     async def relist(self, gateway: Gateway) -> None:
         """LIST everything: fill the cache, drop what is gone, look at every job.
 
         kopf says nothing about objects that were deleted while its watch was down (kopf.md, trap 4).
         """
-        self._cache.kueue = await gateway.serves_kueue()
+        self.hears_of_kueue(await gateway.serves_kueue())
         self._cache.gpu_nodes = await _gpu_nodes(gateway)
         for kind in KINDS:
             shelf_before = self._uids(kind)
@@ -94,7 +103,6 @@ class Feed:
         if kind == "Pod":
             pod = parse_pod(body)
             return pod.owner_uid if pod and self._cache.put_pod(pod, version) else None
-        self._cache.kueue = True
         workload = parse_workload(body)
         kept = workload and self._cache.put_workload(workload, version)
         return self._cache.owner_of(workload) if workload and kept else None

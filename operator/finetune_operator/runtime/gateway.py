@@ -39,6 +39,11 @@ class Gateway(Protocol):
     async def serves_kueue(self) -> bool:
         """Whether the cluster serves Kueue's API."""
 
+    def watch_workloads(self) -> AsyncIterator[tuple[str, Body]]:
+        """Yield what happens to Kueue's Workloads, first those that are there: ADDED, MODIFIED or DELETED, and the
+        object. Ends now and then, and at once where no Kueue is served.
+        """
+
     async def get_job(self, namespace: str, name: str) -> Body | None:
         """Return a batch Job, or None."""
 

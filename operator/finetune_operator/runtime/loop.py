@@ -17,6 +17,7 @@ from finetune_operator.runtime.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
 _FIRST_LIST_RETRY = 2.0
+_KUEUE_AGAIN = 5.0
 
 
 class Loop:
@@ -43,6 +44,7 @@ class Loop:
         await self._first_list()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._resync())
+            tasks.create_task(self._follow_kueue())
             for _ in range(self._workers):
                 tasks.create_task(self._work())
 
@@ -70,6 +72,22 @@ class Loop:
                 self._last_resync = time.monotonic()
             except ApiError as error:
                 log.warning("LIST failed, the next is in %.0f s: %s", self._resync_seconds, error)
+
+    async def _follow_kueue(self) -> None:
+        """Watch Kueue's Workloads while there is a Kueue. kopf would not: it looks for a kind when its CRD is written,
+        and never again where the API server begins to serve it some seconds later.
+        """
+        while True:
+            try:
+                self._feed.hears_of_kueue(await self._gateway.serves_kueue())
+                async for event, body in self._gateway.watch_workloads():
+                    if event == "DELETED":
+                        self._feed.gone("Workload", body["metadata"]["uid"])
+                    else:
+                        self._feed.seen("Workload", body)
+            except ApiError as error:
+                log.debug("Kueue's Workloads are watched again in %.0f s: %s", _KUEUE_AGAIN, error)
+            await asyncio.sleep(_KUEUE_AGAIN)
 
     async def _work(self) -> None:
         while True:

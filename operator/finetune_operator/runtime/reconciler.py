@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_operator.api.conditions import Reason
 from finetune_operator.api.parse import parse_child, parse_job
 from finetune_operator.api.report import ProgressReport
 from finetune_operator.api.views import JobView, Key, View
@@ -68,14 +67,7 @@ class Reconciler:
         if job is None:
             return None
         await self._look_twice(job)
-        if self._waits_for_kueue(job) and not self._cache.kueue:
-            self._cache.kueue = await self._gateway.serves_kueue()
         return self._cache.snapshot(key, self._latest(job.uid))
-
-    @staticmethod
-    def _waits_for_kueue(job: JobView) -> bool:
-        """Nothing tells that a Kueue has come but its API: no object of it may be there yet."""
-        return any(item.reason == Reason.KUEUE_NOT_SERVED for item in job.status.conditions)
 
     async def _look_twice(self, job: JobView) -> None:
         """Before a Job counts as missing, ask the API: the cache may lag behind our own creation."""

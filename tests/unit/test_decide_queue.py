@@ -119,6 +119,15 @@ def test_a_job_waits_for_a_kueue_that_says_nothing(kueue, reason) -> None:
     assert story.condition("QuotaReserved") == ("False", "WaitingForQuota")
 
 
+def test_a_workload_that_kueue_has_not_evaluated_waits_behind_others() -> None:
+    story = Story(make_spec(**QUEUED))
+    child = replace(story.is_prepared(), suspended=True)
+    story.sees(child, workload=make_workload(child, reason="", message=""))
+    assert (story.phase, story.condition("QuotaReserved")) == ("Queued", ("False", "Queued"))
+    ready = next(item for item in story.job.status.conditions if item.type == "Ready")
+    assert "others come first" in ready.message
+
+
 def test_quota_without_the_admission_checks_is_not_the_start() -> None:
     story = Story(make_spec(**QUEUED))
     child = waiting(story)

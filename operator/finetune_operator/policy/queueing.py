@@ -23,6 +23,9 @@ _NO_QUOTA = {"Pending", "WaitingForQuota", "ExceedsMaxQuota", "TopologyPlacement
 """Reasons of Kueue that fewer nodes may help against; Pending is that of versions before 0.19."""
 
 
+_NOT_EVALUATED = "it is in the queue, and Kueue has not evaluated it yet: others come first"
+
+
 def held(view: View, draft: Draft, child: ChildJob, spec: FineTuneJobSpec) -> bool:
     """Say where an attempt's Job stands in its queue; return whether that holds it back."""
     workload = next((item for item in view.workloads if item.child_uid == child.uid), None)
@@ -52,7 +55,7 @@ def _standing(
     if workload.evicted:  # stays true until there is quota again
         waits = "" if workload.reserved or workload.message == workload.evicted_message else workload.message
         return False, workload.evicted, "; ".join(filter(None, (workload.evicted_message, waits)))
-    return workload.reserved, workload.reason or Reason.WAITING_FOR_KUEUE, workload.message or _not_yet(child)
+    return workload.reserved, workload.reason or Reason.QUEUED, workload.message or _NOT_EVALUATED
 
 
 def _without_workload(queue: str | None, child: ChildJob, *, kueue: bool) -> tuple[Reason, str]:
@@ -60,11 +63,7 @@ def _without_workload(queue: str | None, child: ChildJob, *, kueue: bool) -> tup
         return Reason.QUEUED, f"somebody has suspended the Job {child.name}"
     if not kueue:
         return Reason.KUEUE_NOT_SERVED, f"scheduling.queue is {queue}, and this cluster serves no Kueue: the job waits"
-    return Reason.WAITING_FOR_KUEUE, _not_yet(child)
-
-
-def _not_yet(child: ChildJob) -> str:
-    return (
+    return Reason.WAITING_FOR_KUEUE, (
         f"Kueue has not looked at the Job {child.name} yet; if that lasts: does Kueue run, with the integration "
         "batch/job, and manage this namespace?"
     )

@@ -240,6 +240,24 @@ def test_a_job_without_quota_asks_for_fewer_nodes_every_five_minutes(resources, 
     assert story.job.status.last_failure is None
 
 
+@pytest.mark.parametrize(
+    ("said", "asks"),
+    [
+        ({"reason": "", "message": ""}, True),
+        ({"reason": "PendingEvaluation", "evicted": "Preempted"}, True),
+        ({"reason": "Misconfigured"}, False),
+        ({"reason": "Suspended"}, False),
+    ],
+    ids=["behind others", "preempted", "no such queue", "a queue on hold"],
+)
+def test_fewer_nodes_are_asked_for_only_where_that_may_help(said, asks) -> None:
+    story = Story(make_spec(resources={"nodes": 2, "minNodes": 1}, **QUEUED))
+    child = replace(story.is_prepared(), suspended=True)
+    story.sees(child, workload=make_workload(child, **said))
+    story.passes(300)
+    assert bool(story.sees(child, workload=make_workload(child, **said)).delete) == asks
+
+
 def test_what_kueue_writes_is_read_in_its_newest_form_and_the_job_by_its_suspend() -> None:
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "x", "uid": "job-uid", "controller": True}
     conditions = [

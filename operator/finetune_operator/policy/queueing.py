@@ -19,10 +19,15 @@ from finetune_operator.policy.step import Step
 
 FEWER_NODES_SECONDS = 300
 """Time without quota after which a job asks for fewer nodes."""
-_NO_QUOTA = {"Pending", "WaitingForQuota", "ExceedsMaxQuota", "TopologyPlacementFailed"}
-"""Reasons of Kueue that fewer nodes may help against; Pending is that of versions before 0.19."""
-
-
+_NO_QUOTA = {
+    Reason.QUEUED,
+    Reason.PREEMPTED,
+    "Pending",  # all that versions before 0.19 say
+    "WaitingForQuota",
+    "ExceedsMaxQuota",
+    "TopologyPlacementFailed",
+}
+"""Reasons for a wait that fewer nodes may end."""
 _NOT_EVALUATED = "it is in the queue, and Kueue has not evaluated it yet: others come first"
 
 

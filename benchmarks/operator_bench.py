@@ -33,6 +33,7 @@ RATE = 5.0
 SETTLE_SECONDS = 8.0
 WAIT_SECONDS = 300.0
 _UNCOUNTED = {"leases", "subjectaccessreviews", "tokenreviews", "selfsubjectaccessreviews"}
+FINETUNEJOBS = f"/apis/{GROUP}/{VERSION}/namespaces/{{}}/{JOB_PLURAL}"
 JOB: Body = {
     "apiVersion": f"{GROUP}/{VERSION}",
     "kind": "FineTuneJob",
@@ -55,7 +56,7 @@ class Api:
         host, _, port = credentials.server.removeprefix("https://").partition(":")
         context = ssl.create_default_context(cafile=str(credentials.ca_file))
         self._connection = http.client.HTTPSConnection(host, int(port), context=context)
-        self._headers = {"Authorization": f"Bearer {credentials.token}", "Content-Type": "application/json"}
+        self._headers = {"Authorization": f"Bearer {credentials.token}"}
 
     def call(self, method: str, path: str, body: Body | None = None) -> bytes:
         """Return the answer's body."""
@@ -64,7 +65,9 @@ class Api:
 
     def open(self, method: str, path: str, body: Body | None = None) -> http.client.HTTPResponse:
         """Return the answer, its body unread."""
-        self._connection.request(method, path, json.dumps(body) if body else None, self._headers)
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        headers = {**self._headers, "Content-Type": kind}
+        self._connection.request(method, path, json.dumps(body) if body else None, headers)
         response = self._connection.getresponse()
         if response.status >= http.client.MULTIPLE_CHOICES:
             raise RuntimeError(f"{method} {path}: {response.status} {response.read()[:300]!r}")
@@ -111,7 +114,7 @@ def create(
         name = f"bench-{number}"
         body = {**JOB, "metadata": {"name": name}}
         born[name] = time.time()
-        api.call("POST", f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{JOB_PLURAL}", body)
+        api.call("POST", FINETUNEJOBS.format(namespace), body)
     watch.wait_for(list(born))
     latencies = sorted((watch.seen[name] - time_) * 1000 for name, time_ in born.items())
     return latencies, count / (max(watch.seen.values()) - start), watch

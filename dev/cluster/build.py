@@ -75,6 +75,9 @@ FAKE_GCS = GoModule(
     names=("fake-gcs-server",),
     variables={},
 )
+GITOPS_HEALTH = GoModule(
+    name="gitops-health", folder=HERE / "gitops", package=".", names=("gitops-health",), variables={}
+)
 
 
 def assets() -> Path:

@@ -233,3 +233,12 @@ def test_a_pod_starts_no_more_threads_than_it_asks_for_cpus(cpu: str | None, thr
     spec = make_spec(resources={"cpu": cpu}) if cpu else make_spec()
     for container in containers_of(built(spec=spec)):
         assert {item["name"]: item["value"] for item in container["env"]}.get("OMP_NUM_THREADS") == threads
+
+
+def test_pods_send_traces_where_the_operator_does() -> None:
+    def endpoints(**changes: Any) -> list[str]:
+        env = [entry for container in containers_of(built(**changes)) for entry in container["env"]]
+        return [entry["value"] for entry in env if entry["name"] == "OTEL_EXPORTER_OTLP_ENDPOINT"]
+
+    assert endpoints() == []
+    assert set(endpoints(stage="train", otlp_endpoint="http://collector:4318")) == {"http://collector:4318"}

@@ -21,6 +21,8 @@ PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"] if "targets" in
 VARIABLES = {"$__rate_interval": "10s", "$__range": "1m", "$window": "1m", "$namespace": ".*", "$job": ".*"}
 QUIET = {"Failed reconciles"}
 """Panels that are empty where all goes well: their queries are asked all the same."""
+JOBS = {"": "Succeeded", "prepare=exit-12": "Failed", "train=run": "Running"}
+"""What the fake trainer is told, and what becomes of the job."""
 TRAINING = {"step": 3.0, "totalSteps": 20.0, "loss": 1.2, "evalLoss": 1.3, "tokensPerSecond": 900.0, "mfu": 0.4}
 
 
@@ -31,9 +33,9 @@ def prometheus(cluster, operator, namespace, tmp_path: Path):
     try:
         with Prometheus(tmp_path, targets=targets, labels={"namespace": "team", "pod": "operator-0"}) as running:
             until(lambda: len(running.query("up == 1")) == len(targets), what="first scrapes")
-            for name, script in (("good", ""), ("bad", "prepare=exit-12")):
-                job = RunningJob(cluster, namespace, make_manifest(name, script, resources={"gpusPerNode": 1}))
-                job.reaches("Failed" if script else "Succeeded")
+            for script, phase in JOBS.items():
+                manifest = make_manifest(phase.lower(), script, resources={"gpusPerNode": 1})
+                RunningJob(cluster, namespace, manifest).reaches(phase)
             yield running
     finally:
         training.close()

@@ -105,6 +105,17 @@ def test_a_job_whose_data_are_bad_has_a_short_one() -> None:
     assert traced.told() == [("prepare", 0, 15, "DatasetInvalid"), ("FineTuneJob", 0, 15, "DatasetInvalid")]
 
 
+def test_an_attempt_that_never_got_going_is_told_as_well() -> None:
+    traced = Traced()
+    story = traced.story
+    train = story.is_prepared()
+    story.sees(train, pods=(make_pod(train, "Pending"),))
+    traced.passes(30)
+    story.sees(failed_child("train", ExitCode.STORAGE_UNAVAILABLE))
+    traced.write()
+    assert traced.told()[-1] == ("failed", 0, 30, "StorageUnavailable")
+
+
 def test_a_suspension_is_a_part_of_it() -> None:
     traced = Traced()
     story = traced.story

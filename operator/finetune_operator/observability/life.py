@@ -45,12 +45,15 @@ def _start(job: JobView, new: FineTuneJobStatus) -> Iterator[Span]:
 
 
 def _train(job: JobView, new: FineTuneJobStatus) -> Iterator[Span]:
-    old = job.status
+    old, failure = job.status, _failure(job.status, new)
     if _is_true(old, T.RUNNING) and (new.phase in _ENDED or not _is_true(new, T.RUNNING)):
-        failure = _failure(old, new)
         end = new.completion_time if new.phase in _ENDED else _since(new, T.RUNNING)
         error = failure.reason if failure else ""
         yield from _span(job, old, "train", start=_since(old, T.RUNNING), end=end, error=error)
+    elif failure and failure.stage != "prepare":
+        # It was seen to have stopped before it was known why, or it never got going.
+        begun = _since(old, T.RUNNING) or failure.time
+        yield from _span(job, old, "failed", start=begun, end=failure.time, error=failure.reason)
 
 
 def _suspension(job: JobView, new: FineTuneJobStatus) -> Iterator[Span]:

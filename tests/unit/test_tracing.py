@@ -16,7 +16,9 @@ from finetune_contract.run_config import JobIdentity, RunConfig
 from finetune_contract.spec import TuningSpec
 from finetune_contract.tracing import ENDPOINT, RunTrace, Sender, Span
 from finetune_operator.api.views import JobView
+from finetune_operator.observability.metrics import Metrics
 from finetune_operator.observability.tracing import Tracing
+from finetune_operator.observability.watching import Watching
 from finetune_trainer.tracing import step, traced
 from tests.support.builders import (
     NOW,
@@ -176,6 +178,23 @@ def test_operator_and_trainer_meet_in_one_trace(collector: Collector) -> None:
     assert read.trace_id == prepare.trace_id == job.trace_id == RUN.trace.to_bytes(16, "big")
     assert {item.key for item in prepare.attributes} >= {"finetune.job", "finetune.attempt"}
     assert (job.status.message, job.start_time_unix_nano, job.end_time_unix_nano) == ("OutOfMemory", 1, 2)
+
+
+def test_a_running_operator_counts_and_traces(collector: Collector) -> None:
+    watching = Watching(Metrics(jobs=list, depth=int))
+    story = Story()
+    before = story.job
+    story.sees()
+    story.sees(failed_child("prepare", ExitCode.DATASET_INVALID))
+    with watching.reconciling(("team", "bot")):
+        watching.answered("PATCH", "/apis/x", "200", time.time_ns())
+        watching.wrote(before, story.job.status)
+    watching.close()
+    assert watching.endpoint == collector.endpoint
+    assert {(service, span.name) for service, span in collector.spans} == {
+        ("finetune-operator", name) for name in ("PATCH", "prepare", "FineTuneJob", "reconcile")
+    }
+    assert b'rest_client_requests_total{code="200",method="PATCH"} 1.0' in watching._metrics.text()
 
 
 def test_a_stage_that_fails_says_why(collector: Collector) -> None:

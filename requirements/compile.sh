@@ -9,6 +9,6 @@ compile() { # name, source, then uv's own arguments
 }
 compile dev pyproject.toml --extra dev ${UPGRADE:+--upgrade}
 # The images install subsets of what was tested.
-compile operator pyproject.toml --extra operator --constraint requirements/dev.txt
-compile trainer pyproject.toml --extra trainer --constraint requirements/dev.txt
+compile operator pyproject.toml --extra operator --extra tracing --constraint requirements/dev.txt
+compile trainer pyproject.toml --extra trainer --extra tracing --constraint requirements/dev.txt
 compile bootstrap requirements/bootstrap.in --constraint requirements/dev.txt

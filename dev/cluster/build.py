@@ -35,10 +35,12 @@ class GoModule:
     package: str
     names: tuple[str, ...]
     variables: Mapping[str, str]
+    tags: tuple[str, ...] = ()
 
     def key(self) -> str:
         """Name the build after everything that goes into it."""
         digest = hashlib.sha256(f"{platform.machine()} {self.package} {self.names} {self.variables}".encode())
+        digest.update("".join(self.tags).encode())
         for file in ("go.mod", "go.sum", "main.go"):
             if (self.folder / file).exists():
                 digest.update((self.folder / file).read_bytes())
@@ -47,7 +49,7 @@ class GoModule:
     def flags(self) -> list[str]:
         """Flags of `go build`: without the versions kubectl cannot parse the server's answer."""
         stamps = " ".join(f"-X {name}={value}" for name, value in self.variables.items())
-        return ["-trimpath", "-ldflags", f"-s -w {stamps}"]
+        return ["-trimpath", "-ldflags", f"-s -w {stamps}", *(["-tags", ",".join(self.tags)] if self.tags else [])]
 
 
 CONTROL_PLANE = GoModule(
@@ -74,6 +76,20 @@ FAKE_GCS = GoModule(
     package="github.com/fsouza/fake-gcs-server",
     names=("fake-gcs-server",),
     variables={},
+)
+GITOPS_HEALTH = GoModule(
+    name="gitops-health", folder=HERE / "gitops", package=".", names=("gitops-health",), variables={}
+)
+PROMTOOL, PROMETHEUS = (
+    GoModule(
+        name=name,
+        folder=HERE / "prometheus",
+        package=f"github.com/prometheus/prometheus/cmd/{name}",
+        names=(name,),
+        variables={},
+        tags=("remove_all_sd",),  # service discovery in a dozen clouds is two thirds of the code
+    )
+    for name in ("promtool", "prometheus")
 )
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import kopf
 
 from finetune_operator.api import constants as c
-from finetune_operator.api.conditions import Phase
 from finetune_operator.api.report import ProgressReport
 from finetune_operator.api.views import JobView
 from finetune_operator.kube.client import KubeClient
@@ -24,6 +23,7 @@ from finetune_operator.kube.secrets import KubeTlsStore
 from finetune_operator.kube.tokens import KubeTokenReviewer
 from finetune_operator.observability.endpoint import MetricsEndpoint
 from finetune_operator.observability.metrics import Metrics
+from finetune_operator.observability.watching import Watching
 from finetune_operator.policy.decide import PolicySettings
 from finetune_operator.progress.certificates import server_names
 from finetune_operator.progress.endpoint import StatusEndpoint
@@ -81,7 +81,10 @@ class Operator:
     async def start(self) -> None:
         """Connect, serve, and start to work."""
         settings, cache, queue, reports = self._settings, Cache(), WorkQueue(), ProgressStore()
-        api = await self._stack.enter_async_context(await KubeClient.connect())
+        metrics = Metrics(jobs=lambda: (job.status for job in cache.jobs), depth=queue.depth)
+        watching = Watching(metrics)
+        self._stack.push_async_callback(asyncio.to_thread, watching.close)
+        api = await self._stack.enter_async_context(await KubeClient.connect(answered=watching.answered))
         gateway = KubeGateway(api, settings.watch_namespace)
         self.feed = Feed(cache, queue, forget=reports.forget)
         tls = TlsKeeper(
@@ -91,16 +94,17 @@ class Operator:
         directory = Directory(cache=cache, queue=queue, keep=reports.put)
         endpoint = StatusEndpoint(jobs=_PostingJobs(directory), reviewer=KubeTokenReviewer(api))
         await self._stack.enter_async_context(StatusServer(bind=settings.status_bind, endpoint=endpoint, tls=tls))
-        metrics = Metrics(phases=lambda: (job.status.phase or Phase.PENDING for job in cache.jobs), depth=queue.depth)
         await self._stack.enter_async_context(MetricsEndpoint(bind=settings.metrics_bind, text=metrics.text))
         reconciler = Reconciler(
             cache=cache,
             gateway=gateway,
             settings=PolicySettings(settings.trainer_image, settings.progress_seconds),
-            wiring=Wiring(progress_url=self._progress_url, progress_ca=lambda: tls.ca_pem),
+            wiring=Wiring(
+                progress_url=self._progress_url, progress_ca=lambda: tls.ca_pem, otlp_endpoint=watching.endpoint
+            ),
             latest=reports.latest,
             clock=lambda: datetime.now(UTC),
-            observer=metrics,
+            observer=watching,
         )
         self.loop = Loop(
             queue=queue,
@@ -109,7 +113,7 @@ class Operator:
             gateway=gateway,
             workers=settings.workers,
             resync_seconds=settings.resync_seconds,
-            observer=metrics,
+            observer=watching,
         )
         task = asyncio.create_task(self.loop.run(), name="operator-loop")
         task.add_done_callback(self._ended)

@@ -1,11 +1,12 @@
 """The chart with its default values and the kustomization install the same objects."""
 
 import copy
+import json
 
 import pytest
 
 from finetune_operator.settings import Settings
-from tests.support.manifests import NAMESPACE, CommandError, chart_objects, kustomize_objects
+from tests.support.manifests import CHART, NAMESPACE, CommandError, chart_objects, kustomize_objects
 
 HELM_LABELS = {
     "app.kubernetes.io/instance",
@@ -161,3 +162,31 @@ def test_network_policies_let_through_what_the_product_needs_and_keep_the_node_s
     ]
     assert "169.254.0.0/16" in blocks[0]["except"]
     assert "fd00:ec2::254/128" in blocks[1]["except"]
+
+
+def test_the_dashboard_is_a_config_map_that_grafanas_sidecar_takes():
+    added = chart_objects("monitoring.dashboard.enabled=true")
+    ((_, _, name),) = added.keys() - chart_objects().keys()
+    found = added["ConfigMap", NAMESPACE, name]
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    (text,) = found["data"].values()
+    assert json.loads(text) == json.loads((CHART / "files" / "dashboard.json").read_text())
+
+
+def test_traces_go_where_the_chart_says():
+    env = {
+        entry["name"]: entry.get("value")
+        for entry in container_of(chart_objects("tracing.endpoint=http://otel:4318"))["env"]
+    }
+    assert env["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://otel:4318"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("http://otel.monitoring:4318", 4318), ("https://otel.example.com", 443), ("http://otel/v1", 80)],
+)
+def test_the_operator_is_let_out_to_its_collector(endpoint, port):
+    policy = chart_objects("networkPolicy.enabled=true", f"tracing.endpoint={endpoint}")[
+        "NetworkPolicy", NAMESPACE, "finetune-operator"
+    ]
+    assert policy["spec"]["egress"][-1] == {"ports": [{"port": port}]}

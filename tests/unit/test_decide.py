@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -203,6 +204,20 @@ def test_after_memory_ran_out_attempts_take_half_the_micro_batch_down_to_one_exa
         tried.append((story.job.status.attempt, story.job.status.resolved.micro_batch_size, story.phase))
     assert tried == [(2, 2, "Restarting"), (3, 1, "Restarting"), (3, 1, "Failed")]
     assert story.condition("Failed") == ("True", "OutOfMemory")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "whence"), [(None, "attempt 2 begins anew"), (10, "attempt 2 goes on from step 10")]
+)
+def test_a_preempted_attempt_says_what_happened_and_where_the_next_begins(checkpoint: int | None, whence: str) -> None:
+    story = Story()
+    train = story.is_prepared()
+    pod = make_pod(train)
+    story.sees(train, pods=(pod,), report=make_report(pod, checkpoint_step=checkpoint))
+    said = f"Pod team/{pod.name} has condition DisruptionTarget matching FailJob rule at index 0"
+    evicted = replace(train, state="failed", failure_reason="PodFailurePolicy", failure_message=said)
+    (event,) = story.sees(evicted).events
+    assert event.message == f"Evicted: pod {pod.name} was preempted, evicted or drained; {whence}"
 
 
 def test_where_less_is_not_wanted_memory_that_ran_out_ends_the_job() -> None:

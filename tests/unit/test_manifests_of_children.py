@@ -345,3 +345,12 @@ def test_a_gpu_type_leads_the_training_pods_to_its_nodes(resources, gpu, selecto
     spec = make_spec(resources=resources)
     assert pod_of(built(spec=spec, profile={"gpu": gpu})).get("nodeSelector") == selector
     assert "nodeSelector" not in pod_of(built("prepare", spec, {"gpu": gpu}))
+
+
+def test_pods_send_traces_where_the_operator_does() -> None:
+    def endpoints(**changes: Any) -> list[str]:
+        env = [entry for container in containers_of(built(**changes)) for entry in container["env"]]
+        return [entry["value"] for entry in env if entry["name"] == "OTEL_EXPORTER_OTLP_ENDPOINT"]
+
+    assert endpoints() == []
+    assert set(endpoints(stage="train", otlp_endpoint="http://collector:4318")) == {"http://collector:4318"}

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from finetune_contract.exit_codes import ExitCode
-from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.observability.logs import JsonFormatter
 from finetune_operator.observability.metrics import Metrics
+from finetune_trainer.prometheus import _METRICS, exposition
 from tests.support.builders import Story, ended_pod, failed_child, make_child, make_pod, make_spec, trained_message
 
 
@@ -23,13 +23,13 @@ class Counted:
 
     def __init__(self, **lifecycle: object) -> None:
         self.story = Story(make_spec(lifecycle=lifecycle))
-        self.metrics = Metrics(phases=lambda: [self.story.phase], depth=lambda: 3)
-        self._before = FineTuneJobStatus()
+        self.metrics = Metrics(jobs=lambda: [self.story.job.status], depth=lambda: 3)
+        self._before = self.story.job
 
     def count(self) -> None:
         """Count what has been written since the last time."""
         self.metrics.wrote(self._before, self.story.job.status)
-        self._before = self.story.job.status
+        self._before = self.story.job
 
     def value(self, name: str) -> float:
         """Return a metric by name and labels."""
@@ -45,6 +45,7 @@ def test_a_run_that_succeeds() -> None:
     story.passes(90)
     story.sees(train, pods=(make_pod(train),))
     counted.count()
+    assert counted.value('finetune_gpus{phase="Running"}') == 1
     story.passes(210)
     done = make_child("train", "complete")
     story.sees(done, pods=(ended_pod(done, exit_code=0, message=trained_message().encode()),))
@@ -55,7 +56,7 @@ def test_a_run_that_succeeds() -> None:
     assert counted.value("finetune_job_start_seconds_sum") == 90
     assert counted.value('finetune_job_duration_seconds_sum{phase="Succeeded"}') == 300
     assert counted.value('finetune_jobs{phase="Succeeded"}') == 1
-    assert counted.value('finetune_jobs{phase="Running"}') == 0
+    assert counted.value('finetune_jobs{phase="Running"}') == counted.value('finetune_gpus{phase="Running"}') == 0
     assert counted.value("finetune_queue_depth") == 3
 
 
@@ -80,6 +81,13 @@ def test_reconciles_are_timed_and_their_errors_counted(error: Exception) -> None
     assert counted.value(f'finetune_reconcile_errors_total{{error="{type(error).__name__}"}}') == 1
 
 
+def test_requests_are_counted_by_method_and_answer() -> None:
+    counted = Counted()
+    for code in ("200", "409", "409"):
+        counted.metrics.answered("PATCH", "/apis", code, 0)
+    assert counted.value('rest_client_requests_total{code="409",method="PATCH"}') == 2
+
+
 def test_a_log_line_says_in_fields_of_its_own_which_job_it_is_about() -> None:
     record = logging.makeLogRecord({"msg": "team/bot: Running", "name": "x", "job": "team/bot", "run": 2, "attempt": 1})
     line = json.loads(JsonFormatter().format(record))
@@ -102,3 +110,14 @@ def test_an_alert_asks_for_metrics_that_there_are_and_has_its_runbook(alert: dic
     page, _, heading = alert["annotations"]["runbook"].partition("#")
     headings = [line[3:].lower() for line in (ROOT / page).read_text().splitlines() if line.startswith("## ")]
     assert heading in headings
+
+
+def test_the_dashboard_asks_for_metrics_that_are_served() -> None:
+    dashboard = json.loads((ROOT / "charts" / "finetune-operator" / "files" / "dashboard.json").read_text())
+    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ()))
+    names = {re.sub(r"_(bucket|count|sum)$", "", name) for name in re.findall(r"(?:finetune|rest|process)_\w+", asked)}
+    served = set(re.findall(r"# TYPE (\S+)", Counted().metrics.text().decode()))
+    trained = set(re.findall(r"# TYPE (\S+)", exposition({name: 1.0 for name, *_ in _METRICS}, job="bot")))
+    assert names <= served | trained
+    # A sum over both would count a run twice.
+    assert not {name for name in served & trained if name.startswith("finetune_")}

@@ -19,6 +19,7 @@ from finetune_trainer.evaluation.gates import sentence
 from finetune_trainer.failures import explain
 from finetune_trainer.logs import log, logging_to_stderr
 from finetune_trainer.preemption import PREEMPTION
+from finetune_trainer.tracing import traced
 
 COMPLETED = "Completed"
 _LOG_TAIL = 500
@@ -30,7 +31,9 @@ def run_stage(stage: Stage, env: Environment, *, log_level: str = "INFO") -> int
     with logging_to_stderr(log_level) as tail:
         try:
             PREEMPTION.check()
-            message = _perform(stage, load_config(env.config), env)
+            config = load_config(env.config)
+            with traced(stage, config):
+                message = _perform(stage, config, env)
             if message.exit_code:
                 log.error("%s: %s: %s", stage, message.reason, message.message)
             else:

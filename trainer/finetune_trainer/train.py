@@ -52,6 +52,7 @@ from finetune_trainer.run import Run
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.summary import Training
 from finetune_trainer.tokenizer import load_tokenizer
+from finetune_trainer.tracing import step
 from finetune_trainer.watchdog import WATCHDOG
 from finetune_trainer.watchers import training_of, watch_over
 from finetune_trainer.zero import loading, sharing_settings
@@ -71,7 +72,8 @@ def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str] | 
         return publish(done, config, store, folder=env.work / "outputs") if world().first else None
     if world().first:
         claim_run(config, store)
-    run = _gather(config, env, store)
+    with step("gather data and model"):
+        run = _gather(config, env, store)
     progress = Progress(Poster.from_env())
     metrics = MetricsServer(port_from_env(), lambda: progress.numbers, job=config.job.name)
     try:
@@ -81,8 +83,10 @@ def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str] | 
         weights, lineage = tuned
         _free_memory()
         log.info("exporting to %s", config.run_uri)
-        done = export(weights, run.tokenizer, lineage, base_folder=run.fetched.path, folder=run.folder, store=store)
-        return publish(done, config, store, folder=run.folder / "outputs")
+        with step("export"):
+            done = export(weights, run.tokenizer, lineage, base_folder=run.fetched.path, folder=run.folder, store=store)
+        with step("publish"):
+            return publish(done, config, store, folder=run.folder / "outputs")
     finally:
         metrics.close()
         progress.close()
@@ -111,9 +115,12 @@ def _tune(run: Run, progress: Progress) -> tuple[Path, Lineage] | None:
 
     None on other ranks than the first.
     """
-    loop, base = _get_ready(run)
-    training, samples = _train(run, loop, progress)
-    tuned = _evaluate(run, loop, training)
+    with step("load, dry run, measure the base model"):
+        loop, base = _get_ready(run)
+    with step("steps"):
+        training, samples = _train(run, loop, progress)
+    with step("measure the tuned model"):
+        tuned = _evaluate(run, loop, training)
     weights = run.folder / "tuned"
     loop.save_result(weights)
     loop.stop_engine()

@@ -1,8 +1,8 @@
 """The CRDs, generated from the types: `python -m finetune_operator.api.crd DIR` (called by `make manifests`).
 
 Pydantic's JSON schema becomes a structural schema: references inlined, nullable unions and titles removed,
-attribute docstrings as descriptions, rules as x-kubernetes-validations. No defaults: what is absent is chosen by
-the profile or the operator, and a default in the schema would hide that it was absent.
+attribute docstrings as descriptions, rules as x-kubernetes-validations. No defaults in spec: what is absent is chosen
+by the profile or the operator, and a default in the schema would hide that it was absent.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def job_crd() -> Schema:
     status = structural(FineTuneJobStatus, "What the operator found and did. Written by the operator only.")
     status["properties"]["conditions"].update({"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]})
     root = _root("A fine-tuning of a language model, from data to tuned weights in object storage.", spec)
-    root["properties"]["status"] = status
+    # kstatus takes an object without a status for done: Flux's own kinds say in this way that nobody has looked yet.
+    root["properties"]["status"] = status | {"default": {"observedGeneration": -1}}
     _attach_rules(root, [*_triples(JOB_RULES), *immutability_rules()])
     return _crd(
         root,

@@ -24,6 +24,7 @@ def build_job(
     collect: bool,
     progress_url: str,
     progress_ca: str,
+    otlp_endpoint: str = "",
 ) -> Manifest:
     """Return the batch Job of one stage of one attempt."""
     config = build_run_config(job, spec, profile, run=run, attempt=attempt)
@@ -39,6 +40,7 @@ def build_job(
         gpus=gpus,
         uid=job.uid,
         progress_url=progress_url,
+        otlp_endpoint=otlp_endpoint,
         collect=collect,
         meeting=Meeting(service=service_name(job.name, job.uid), first=f"{name}-0") if nodes > 1 else None,
         affinity=placement.topology_affinity(spec, labels) if trains else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_contract import paths
+from finetune_contract import paths, tracing
 from finetune_contract.run_config import Use
 from finetune_operator.api import constants as c
 from finetune_operator.api.job import FineTuneJobSpec, Resources
@@ -51,6 +51,8 @@ class PodRequest:
     uid: str
     """uid of the FineTuneJob."""
     progress_url: str
+    otlp_endpoint: str = ""
+    """Where traces are sent; nowhere when empty."""
     collect: bool = False
     meeting: Meeting | None = None
     """Absent where one pod is all."""
@@ -142,6 +144,7 @@ def _env(pod: PodRequest) -> list[Manifest]:
         paths.ENV_PROGRESS_CA: paths.POD_PROGRESS_CA,
         paths.ENV_PROGRESS_TOKEN: paths.POD_PROGRESS_TOKEN,
         paths.ENV_RENDEZVOUS: f"{pod.meeting.first}.{pod.meeting.service}" if pod.meeting else None,
+        tracing.ENDPOINT: pod.otlp_endpoint,
         "AWS_ENDPOINT_URL": storage.endpoint,
         "AWS_REGION": storage.region,
         "HF_ENDPOINT": hub.endpoint,

@@ -10,9 +10,12 @@ import os
 import sys
 from importlib import import_module
 
+from finetune_operator.cli.completion import answer, is_asked
+
 COMMANDS = {
     **{name: name for name in ("validate", "estimate", "run", "samples", "verify", "status", "watch", "logs", "diff")},
     **dict.fromkeys(("suspend", "resume", "rerun", "cancel"), "control"),
+    "completion": "completion",
 }
 """The module of each command."""
 _EPILOG = """\
@@ -25,6 +28,7 @@ examples:
   finetune watch support-bot                        a job of the cluster, until it has ended
 
 In a cluster: status, watch, logs, diff, suspend, resume, rerun and cancel, also as `kubectl finetune COMMAND`.
+With -o json each of them prints JSON for programs. `finetune completion` makes your shell complete all this.
 
 `finetune COMMAND --help` says more about each.
 """
@@ -32,8 +36,10 @@ In a cluster: status, watch, logs, diff, suspend, resume, rerun and cancel, also
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    if is_asked():
+        answer(parser_of(os.environ.get("COMP_LINE", "").split()[1:]))
     words = sys.argv[1:] if arguments is None else arguments
-    options = _parser(words[0] if words else "").parse_args(words)
+    options = parser_of(words).parse_args(words)
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -44,19 +50,29 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _parser(wanted: str) -> argparse.ArgumentParser:
+def parser_of(words: list[str]) -> argparse.ArgumentParser:
+    """Return the parser for these words: of the commands only the one that they begin with, if it is one."""
     parser = argparse.ArgumentParser(
         prog="finetune",
         description="Fine-tune language models: the FineTuneJob manifest, checked, measured and run.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Of the modules only the one that is asked for is imported: `validate` needs a third of what `run` does.
-    modules = dict.fromkeys(COMMANDS.values()) if wanted not in COMMANDS else (COMMANDS[wanted],)
+    known = [COMMANDS[word] for word in words[:1] if word in COMMANDS]
+    modules = known or dict.fromkeys(COMMANDS.values())
     for name in modules:
         import_module(f"finetune_operator.cli.{name}").add_parser(commands)
     return parser
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Has room for the longest command on its line: argparse forgets that commands are indented."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = max(map(len, COMMANDS)) + 4
 
 
 if __name__ == "__main__":

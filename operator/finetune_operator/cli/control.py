@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from finetune_operator.api import constants as c
-from finetune_operator.cli.kubectl import KubectlError, add_cluster_arguments, complain, kubectl_of
+from finetune_operator.cli.formats import add_format, is_json, show_json
+from finetune_operator.cli.kubectl import KubectlError, add_cluster_arguments, add_job_name, complain, kubectl_of
 
 _EPILOG = """\
 examples:
@@ -40,7 +41,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             epilog=_EPILOG.format(name=name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument("name", metavar="NAME", help="name of the FineTuneJob")
+        add_job_name(parser)
+        add_format(parser)
         add_cluster_arguments(parser)
         parser.set_defaults(run=partial(_run, name))
 
@@ -54,7 +56,10 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
             kubectl.patch(name, patch_of(command, datetime.now(UTC)))
     except KubectlError as error:
         return complain(command, error)
-    print(f"{name}: {_DONE[command]}")
+    if is_json(arguments):
+        show_json({"name": name, "command": command, "message": _DONE[command]})
+    else:
+        print(f"{name}: {_DONE[command]}")
     return 0
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from finetune_contract.nested import leaves
 from finetune_operator.api import constants as c
 from finetune_operator.cli.documents import ReadError, read_documents
+from finetune_operator.cli.formats import add_format, is_json, show_json
 from finetune_operator.cli.kubectl import KubectlError, add_cluster_arguments, complain, kubectl_of
 
 _EPILOG = """\
@@ -33,6 +33,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", metavar="FILE", help="manifest of one FineTuneJob, or - for standard input")
+    add_format(parser)
     add_cluster_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -45,28 +46,54 @@ def run(arguments: argparse.Namespace) -> int:
     except (ReadError, KubectlError, KeyError, TypeError, ValueError) as error:
         complain("diff", error)
         return 2
-    lines = list(difference(there["spec"], job["spec"]))
-    print(*(lines or ["nothing differs"]), sep="\n", file=sys.stdout)
-    return int(bool(lines))
+    if is_json(arguments):
+        show_json(difference_of(there["spec"], job["spec"]))
+    else:
+        print(*(list(difference(there["spec"], job["spec"])) or ["nothing differs"]), sep="\n")
+    return int(bool(_changed(there["spec"], job["spec"])))
 
 
 def difference(there: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
     """Yield each field that differs, before and after, and what the API server and the operator make of it."""
     before, after = _fields(there), _fields(wanted)
-    changed = sorted(field for field in before.keys() | after.keys() if before.get(field) != after.get(field))
+    changed = _changed(there, wanted)
     for field in changed:
         if field in before:
             yield f"- {field}: {json.dumps(before[field])}"
         if field in after:
             yield f"+ {field}: {json.dumps(after[field])}"
     if changed:
-        yield _meaning([field for field in changed if not field.startswith(_FREE)], wanted)
+        yield _meaning(_fixed(changed), wanted)
+
+
+def difference_of(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return the same for a program: `effect` is None, InPlace, NewRun or Refused."""
+    before, after = _fields(there), _fields(wanted)
+    changed = _changed(there, wanted)
+    changes = [{"field": field, "before": before.get(field), "after": after.get(field)} for field in changed]
+    return {"changes": changes, "effect": _effect(_fixed(changed), wanted) if changed else "None"}
+
+
+def _changed(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    before, after = _fields(there), _fields(wanted)
+    return sorted(field for field in before.keys() | after.keys() if before.get(field) != after.get(field))
+
+
+def _fixed(changed: list[str]) -> list[str]:
+    return [field for field in changed if not field.startswith(_FREE)]
+
+
+def _effect(fixed: list[str], wanted: dict[str, Any]) -> str:
+    if not fixed:
+        return "InPlace"
+    return "NewRun" if wanted.get("lifecycle", {}).get("onSpecChange") == "Rerun" else "Refused"
 
 
 def _meaning(fixed: list[str], wanted: dict[str, Any]) -> str:
-    if not fixed:
+    effect = _effect(fixed, wanted)
+    if effect == "InPlace":
         return "It takes effect as the job goes on: no new run."
-    if wanted.get("lifecycle", {}).get("onSpecChange") == "Rerun":
+    if effect == "NewRun":
         return "It is a new run, with outputs of its own: lifecycle.onSpecChange is Rerun."
     return (
         f"It is refused: {', '.join(fixed)} {'is' if len(fixed) == 1 else 'are'} fixed after creation. Delete the job "

@@ -23,6 +23,7 @@ from finetune_operator.api.job import FineTuneJobSpec, Resources
 from finetune_operator.api.quantities import quantity
 from finetune_operator.cli.check import is_ours, problems_of
 from finetune_operator.cli.documents import ReadError, read_documents
+from finetune_operator.cli.formats import add_format, is_json, show_json
 from finetune_operator.cli.storage import StorageError, local_uri, read
 from finetune_operator.cli.validate import INVALID
 
@@ -82,6 +83,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--sequence-length", type=int, metavar="TOKENS", help=f"default: {DEFAULT_LENGTH}")
     parser.add_argument("--micro-batch", type=int, metavar="N", help="examples a forward pass (default: chosen)")
     parser.add_argument("--rank", type=int, help="of the adapters (default: 16)")
+    add_format(parser)
     parser.set_defaults(run=run)
 
 
@@ -93,7 +95,10 @@ def run(arguments: argparse.Namespace) -> int:
     except (_InputError, StorageError, ResolveError, UnknownShapeError) as error:
         print(f"finetune estimate: {error}", file=sys.stderr)
         return INVALID
-    print(*_table(question, found), sep="\n")
+    if is_json(arguments):
+        show_json(_wire(question, found))
+    else:
+        print(*_table(question, found), sep="\n")
     return int(all(choice.estimate.fits is False for choice in found))
 
 
@@ -204,6 +209,25 @@ def _config_json(uri: str, revision: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _InputError(f"{place}: not a model's configuration")
     return value
+
+
+def _wire(question: _Question, found: list[Choice]) -> dict[str, Any]:
+    choices = [
+        {
+            "method": str(spec.method),
+            "microBatchSize": choice.micro_batch_size,
+            "gradientCheckpointing": choice.gradient_checkpointing,
+            "estimate": choice.estimate.to_wire(),
+        }
+        for spec, choice in zip(question.specs, found, strict=True)
+    ]
+    return {
+        "family": question.shape.family,
+        "parameters": question.shape.parameters(),
+        "sequenceLength": question.length,
+        "gpuMemoryBytes": question.device.gpu_memory_bytes,
+        "choices": choices,
+    }
 
 
 def _table(question: _Question, found: list[Choice]) -> Iterator[str]:

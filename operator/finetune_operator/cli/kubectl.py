@@ -7,10 +7,12 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from finetune_operator.api import constants as c
+from finetune_operator.cli.completion import complete_contexts, complete_jobs, complete_namespaces
 
 _KIND = f"{c.JOB_PLURAL}.{c.GROUP}"
 
@@ -36,6 +38,15 @@ class Kubectl:
         found: list[dict[str, Any]] = json.loads(self._call("get", _KIND, "-o", "json"))["items"]
         return found
 
+    def names(self, resource: str) -> list[str]:
+        """Return the names of all objects of a kind, if the server answers soon. Raises KubectlError."""
+        said = self._call("get", resource, "-o", "name", "--request-timeout=2s")
+        return [line.partition("/")[2] for line in said.splitlines()]
+
+    def contexts(self) -> list[str]:
+        """Return the contexts of the kubeconfig. Raises KubectlError."""
+        return self._call("config", "get-contexts", "-o", "name").splitlines()
+
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the Events about a job, oldest first. Raises KubectlError."""
         selector = f"involvedObject.kind={c.JOB_KIND},involvedObject.name={name}"
@@ -60,6 +71,14 @@ class Kubectl:
         """Run kubectl with this process's output; return its exit code. Raises KubectlError."""
         return subprocess.run([_kubectl(), *self._where(), *words], check=False).returncode
 
+    def lines(self, *words: str, each: Callable[[str], None]) -> int:
+        """Run kubectl and hand on each line that it prints; return its exit code. Raises KubectlError."""
+        command = [_kubectl(), *self._where(), *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as running:
+            for line in running.stdout or ():
+                each(line.rstrip("\n"))
+        return running.returncode
+
     def _call(self, *words: str) -> str:
         done = subprocess.run([_kubectl(), *self._where(), *words], capture_output=True, text=True, check=False)
         if done.returncode:
@@ -73,8 +92,22 @@ class Kubectl:
 
 def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says where the jobs are, with kubectl's names."""
-    parser.add_argument("-n", "--namespace", metavar="NAME", help="namespace (default: kubectl's)")
-    parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: the current one)")
+    namespace = parser.add_argument("-n", "--namespace", metavar="NAME", help="namespace (default: kubectl's)")
+    context = parser.add_argument(
+        "--context", metavar="NAME", help="context of the kubeconfig (default: the current one)"
+    )
+    _completed(namespace, complete_namespaces)
+    _completed(context, complete_contexts)
+
+
+def add_job_name(parser: argparse.ArgumentParser, **more: Any) -> None:
+    """Add the name of a job in the cluster."""
+    name = parser.add_argument("name", metavar="NAME", **{"help": "name of the FineTuneJob", **more})
+    _completed(name, complete_jobs)
+
+
+def _completed(action: argparse.Action, by: Callable[..., list[str]]) -> None:
+    action.completer = by  # type: ignore[attr-defined] # where argcomplete looks
 
 
 def kubectl_of(arguments: argparse.Namespace) -> Kubectl:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import re
 
-from finetune_operator.cli.kubectl import Kubectl, KubectlError, add_cluster_arguments, complain, kubectl_of
+from finetune_operator.cli.formats import add_format, is_json, show_json_line
+from finetune_operator.cli.kubectl import (
+    Kubectl,
+    KubectlError,
+    add_cluster_arguments,
+    add_job_name,
+    complain,
+    kubectl_of,
+)
 
 _EPILOG = """\
 examples:
   finetune logs support-bot                      of the newest training pod, or of prepare before there is one
   finetune logs support-bot -f                   as it is written
   finetune logs support-bot --stage prepare
+  finetune logs support-bot -o json              {"pod", "container", "line"} for each line
 
 exit code: kubectl's, or 1 if there is no pod
 """
+
+_PREFIXED = re.compile(r"^\[pod/(?P<pod>[^/]+)/(?P<container>[^\]]+)\] ?(?P<line>.*)$")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -25,9 +37,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", metavar="NAME", help="name of the FineTuneJob")
+    add_job_name(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on as it is written")
     parser.add_argument("--stage", choices=("prepare", "train"), help="whose log (default: the newest one's)")
+    add_format(parser)
     add_cluster_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -39,10 +52,18 @@ def run(arguments: argparse.Namespace) -> int:
         pod = _newest_pod(kubectl, arguments.name, stage=arguments.stage)
         if pod is None:
             raise KubectlError(f"{arguments.name} has no pod: its status says why (finetune status {arguments.name})")
-        follow = ["--follow"] if arguments.follow else []
-        return kubectl.stream("logs", pod, "--all-containers", "--ignore-errors", *follow)
+        words = ["logs", pod, "--all-containers", "--ignore-errors", *(["--follow"] if arguments.follow else [])]
+        if not is_json(arguments):
+            return kubectl.stream(*words)
+        return kubectl.lines(*words, "--prefix", each=_show_line)
     except KubectlError as error:
         return complain("logs", error)
+
+
+def _show_line(line: str) -> None:
+    found = _PREFIXED.match(line)
+    if found:
+        show_json_line({"pod": found["pod"], "container": found["container"], "line": found["line"]})
 
 
 def _newest_pod(kubectl: Kubectl, name: str, *, stage: str | None) -> str | None:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from finetune_operator.api import constants as c
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.cli.check import is_ours, problems_of
 from finetune_operator.cli.documents import ReadError, read_documents
+from finetune_operator.cli.formats import add_output_or_format, chosen, is_json, show_json
 from finetune_operator.cli.local_run import LocalRun, default_folder, local_device
 from finetune_operator.cli.results import before_and_after, comparison, outputs, remarks
 from finetune_operator.cli.stages import run_stage, was_stopped
@@ -30,6 +32,7 @@ examples:
   finetune run job.yaml --output ./out                    try a cluster's job here, results in a folder
   finetune run job.yaml --model ./model --dataset data.jsonl --output ./out
   finetune run job.yaml --claims /mnt                     pvc://claim/path is read at /mnt/claim/path
+  finetune run job.yaml -o json                           the last word as JSON; what people read is on standard error
 
 In a manifest a local path is file:///absolute/path; --model, --dataset and --output take relative ones, too.
 Credentials are read from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, HF_TOKEN, with
@@ -60,8 +63,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", metavar="FILE", help="manifest of one FineTuneJob, or - for standard input")
-    for word in _WORDS:
+    for word in ("model", "dataset"):
         parser.add_argument(f"--{word}", metavar="URI", help=f"in place of spec.{word}.uri: a path or a URI")
+    add_output_or_format(parser)
     parser.add_argument("--claims", type=Path, metavar="FOLDER", help="folder of PersistentVolumeClaims, for pvc://")
     parser.add_argument(
         "--processes", type=int, metavar="N", help="train in N processes on the CPU, as on N GPUs (default: 1)"
@@ -75,11 +79,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the manifest, run the stages, show and verify the results."""
+    if not is_json(chosen(arguments)):
+        return _run(arguments)[0]
+    with redirect_stdout(sys.stderr):
+        code, last_word = _run(arguments)
+    show_json(last_word)
+    return code
+
+
+def _run(arguments: argparse.Namespace) -> tuple[int, dict[str, object]]:
+    """Return the exit code, and the last word about the run: the trainer's own, or what stopped it before."""
     job = _read_job(arguments)
     problems = [job] if isinstance(job, str) else list(_problems(job, arguments))
     if isinstance(job, str) or problems:
         print(*(f"{arguments.file}: {problem}" for problem in problems), sep="\n", file=sys.stderr)
-        return INVALID
+        return INVALID, {"exitCode": INVALID, "problems": problems}
     name, spec = job["metadata"]["name"], job["spec"]
     folder = arguments.work_dir or default_folder(name, spec["output"]["uri"])
     local = LocalRun(name=name, spec=spec, folder=folder.absolute(), claims=arguments.claims)
@@ -88,13 +102,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.deepspeed_config:
         os.environ[paths.ENV_DEEPSPEED_CONFIG] = arguments.deepspeed_config.read_text(encoding="utf-8")
     try:
-        _train(local, processes=arguments.processes)
+        return 0, _train(local, processes=arguments.processes)
     except _StoppedError as stopped:
-        return _explain(stopped.message, arguments.file)
+        return _explain(stopped.message, arguments.file), stopped.message.to_wire()
     except StorageError as error:
         print(f"finetune run: the outputs cannot be checked: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return 1, {"exitCode": 1, "problems": [str(error)]}
 
 
 def _read_job(arguments: argparse.Namespace) -> dict[str, Any] | str:
@@ -146,7 +159,8 @@ def _problems(job: dict[str, Any], arguments: argparse.Namespace) -> Iterator[st
         yield "the trainer is not installed here: pip install 'finetune-operator[trainer]'"
 
 
-def _train(local: LocalRun, *, processes: int | None) -> None:
+def _train(local: LocalRun, *, processes: int | None) -> dict[str, object]:
+    """Run all stages; return the last word of the last one. Raises _StoppedError, StorageError."""
     spec = FineTuneJobSpec.model_validate(local.spec)
     device, note = local_device(spec, processes=processes)
     for text in (note, spec.profile and f"profile {spec.profile} is a cluster's: its defaults do not apply here"):
@@ -164,6 +178,7 @@ def _train(local: LocalRun, *, processes: int | None) -> None:
         _show(config, trained.trained)
     if trained.exit_code:  # a gate failed: the results are there all the same
         raise _StoppedError(trained)
+    return {"uri": config.run_uri, **trained.to_wire()}
 
 
 def _stage(stage: Any, local: LocalRun, config: RunConfig) -> TerminationMessage:

@@ -13,6 +13,8 @@ from finetune_contract import paths
 from finetune_contract.samples import Sample, from_lines, turn_text
 from finetune_operator.cli.check import is_ours
 from finetune_operator.cli.documents import ReadError, read_documents
+from finetune_operator.cli.formats import add_output_or_format, chosen, is_json, show_json
+from finetune_operator.cli.kubectl import KubectlError, add_cluster_arguments, kubectl_of
 from finetune_operator.cli.results import labelled
 from finetune_operator.cli.storage import StorageError, local_uri, names, read
 
@@ -20,12 +22,17 @@ _EPILOG = """\
 examples:
   finetune samples job.yaml                               the newest run of the job
   finetune samples job.yaml --output ./out                as with `finetune run --output`
+  finetune samples support-bot                            a job of the cluster
   finetune samples s3://models/support-bot/run-1 --step 40
+  finetune samples job.yaml -o json                       a list of {"step", "prompt", "expected", "answer"}
+
+Step 0 is the base model, the last step the tuned one.
 
 S3 credentials are read from the environment, as AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID.
 exit code: 0, 1 if there are no samples, 2 for a bad manifest
 """
 _RUN = re.compile(r"^run-(\d+)$")
+_NAME = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
 
 
 class _UsageError(Exception):
@@ -41,32 +48,37 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("job", metavar="JOB", help="manifest of a FineTuneJob, or the folder of a run as a URI")
+    what = "manifest of a FineTuneJob, name of one in the cluster, or the folder of a run as a URI"
+    parser.add_argument("job", metavar="JOB", help=what)
     parser.add_argument("--step", type=int, metavar="N", help="only the answers of this step")
     parser.add_argument("--run", type=int, metavar="N", dest="number", help="number of the run (default: the newest)")
-    parser.add_argument("--output", metavar="URI", help="in place of spec.output.uri: a path or a URI")
+    add_output_or_format(parser)
+    add_cluster_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Find the samples and show them."""
     try:
-        uri = _run_uri(arguments)
+        uri = _run_uri(chosen(arguments))
         found = _samples(uri)
-        chosen = [sample for sample in found if arguments.step in (None, sample.step)]
-        if not chosen:
+        wanted = [sample for sample in found if arguments.step in (None, sample.step)]
+        if not wanted:
             raise StorageError(_nothing(uri, found))
-    except (_UsageError, StorageError) as error:
+    except (_UsageError, StorageError, KubectlError) as error:
         print(f"finetune samples: {error}", file=sys.stderr)
         return 2 if isinstance(error, _UsageError) else 1
-    print(*_lines(chosen), sep="\n")
+    if is_json(arguments):
+        show_json([sample.to_wire() for sample in wanted])
+    else:
+        print(*_lines(wanted), sep="\n")
     return 0
 
 
 def _run_uri(arguments: argparse.Namespace) -> str:
     if "://" in arguments.job:
         return str(arguments.job)
-    output = local_uri(arguments.output) if arguments.output else _output_of(arguments.job)
+    output = local_uri(arguments.output) if arguments.output else _output_of(arguments)
     if arguments.number:
         return paths.run_uri(output, arguments.number)
     numbers = [int(match[1]) for name in names(output) if (match := _RUN.match(name))]
@@ -75,9 +87,12 @@ def _run_uri(arguments: argparse.Namespace) -> str:
     return paths.run_uri(output, max(numbers))
 
 
-def _output_of(file: str) -> str:
+def _output_of(arguments: argparse.Namespace) -> str:
+    file = str(arguments.job)
     if file != "-" and not Path(file).exists():
-        raise _UsageError(f"{file}: no such file: give the job's manifest, or its run's folder (status.outputs.uri)")
+        if not _NAME.match(file):
+            raise _UsageError(f"{file}: no such file: give the job's manifest or name, or its run's folder")
+        return str(kubectl_of(arguments).job(file)["spec"]["output"]["uri"])
     try:
         values = [document.value for document in read_documents(file)]
         jobs: list[dict[str, Any]] = [value for value in values if is_ours(value) and "output" in value["spec"]]
@@ -116,7 +131,7 @@ def _lines(samples: Iterable[Sample]) -> Iterator[str]:
         yield labelled("prompt", prompt)
         if answers[0].expected:
             yield labelled("expected", answers[0].expected)
-        yield from (labelled(f"step {sample.step}", sample.answer) for sample in answers)
+        yield from (labelled(f"step {sample.step}" if sample.step else "base", sample.answer) for sample in answers)
         yield ""
 
 

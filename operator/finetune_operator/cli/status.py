@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import UTC, datetime
 
+from finetune_operator.cli.formats import add_format, is_json, show_json
 from finetune_operator.cli.job_lines import describe, table
-from finetune_operator.cli.kubectl import KubectlError, add_cluster_arguments, complain, kubectl_of
+from finetune_operator.cli.kubectl import KubectlError, add_cluster_arguments, add_job_name, complain, kubectl_of
 
 _EPILOG = """\
 examples:
   finetune status                    all jobs of the namespace
   finetune status support-bot        one job: where it stands, why it waits, what went wrong, where its outputs lie
-  finetune status support-bot -o json
+  finetune status support-bot -o json   the object itself, or a list of them
 
 exit code: 0, or 1 if the job is not there or cannot be read
 """
@@ -28,8 +28,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="name of a FineTuneJob (default: all of them)")
-    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default: text")
+    add_job_name(parser, nargs="?", help="name of a FineTuneJob (default: all of them)")
+    add_format(parser)
     add_cluster_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         found = [kubectl.job(arguments.name)] if arguments.name else kubectl.jobs()
     except KubectlError as error:
         return complain("status", error)
-    if arguments.output == "json":
-        print(json.dumps(found[0] if arguments.name else found, indent=1))
+    if is_json(arguments):
+        show_json(found[0] if arguments.name else found)
         return 0
     lines = describe(found[0], datetime.now(UTC)) if arguments.name else table(found, datetime.now(UTC))
     print(*lines, sep="\n")

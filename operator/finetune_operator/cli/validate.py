@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from finetune_operator.api import constants as c
 from finetune_operator.cli.check import is_ours, problems_of
 from finetune_operator.cli.documents import Document, ReadError, expand, read_documents
+from finetune_operator.cli.formats import add_format, is_json, show_json
 
 INVALID = 2
 _EPILOG = """\
@@ -18,6 +20,7 @@ examples:
   kustomize build . | finetune validate -       standard input; other kinds are passed over
   finetune validate --local job.yaml            as `finetune run` would take it: file:// is allowed
   finetune validate --data job.yaml             reads the data, too, with the credentials of your environment
+  finetune validate jobs/ -o json               {"valid", "problems"}; what people read is on standard error
 
 exit code: 0 if all are valid, 2 if not
 """
@@ -36,16 +39,26 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--local", action="store_true", help="for `finetune run`: URIs may be file://")
     parser.add_argument("--data", action="store_true", help="read and check the data of the jobs (takes its time)")
     parser.add_argument("--claims", type=Path, metavar="FOLDER", help="folder of PersistentVolumeClaims, for pvc://")
+    add_format(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check all files; print a line for each valid object, and one for each problem."""
+    if not is_json(arguments):
+        return INVALID if _all(arguments) else 0
+    with redirect_stdout(sys.stderr):
+        problems = _all(arguments)
+    show_json({"valid": not problems, "problems": problems})
+    return INVALID if problems else 0
+
+
+def _all(arguments: argparse.Namespace) -> list[str]:
     problems = [line for name in expand(arguments.files) for line in _check(name, arguments)]
     if problems:
         print(*problems, sep="\n", file=sys.stderr)
         print(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found", file=sys.stderr)
-    return INVALID if problems else 0
+    return problems
 
 
 def _check(name: str, arguments: argparse.Namespace) -> list[str]:

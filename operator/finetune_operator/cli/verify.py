@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from finetune_contract import paths
 from finetune_contract.outcome import Manifest, OutputFile
+from finetune_operator.cli.formats import add_format, is_json, show_json
 from finetune_operator.cli.storage import StorageError, pieces, read
 
 _EPILOG = """\
@@ -38,6 +39,11 @@ class Verified:
         """Size of all outputs."""
         return sum(file.bytes for file in self.manifest.files)
 
+    def to_wire(self) -> dict[str, object]:
+        """Return what was found as JSON."""
+        found = {"sha256": self.sha256, "files": len(self.manifest.files), "bytes": self.bytes}
+        return {**found, "problems": list(self.problems)}
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describe the command."""
@@ -49,6 +55,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("uri", metavar="URI", help="folder of the run, as in status.outputs.uri")
+    add_format(parser)
     parser.set_defaults(run=run)
 
 
@@ -61,7 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     for problem in verified.problems:
         print(problem, file=sys.stderr)
-    if not verified.problems:
+    if is_json(arguments):
+        show_json(verified.to_wire())
+    elif not verified.problems:
         print(f"{len(verified.manifest.files)} files, {human_bytes(verified.bytes)}: all as in manifest.json")
     return 1 if verified.problems else 0
 

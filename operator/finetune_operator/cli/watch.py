@@ -12,13 +12,22 @@ from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Phase
 from finetune_operator.api.parse import parse_job
 from finetune_operator.api.status import FineTuneJobStatus
+from finetune_operator.cli.formats import add_format, is_json, show_json_line
 from finetune_operator.cli.job_lines import message_of, progress_line
-from finetune_operator.cli.kubectl import Kubectl, KubectlError, add_cluster_arguments, complain, kubectl_of
+from finetune_operator.cli.kubectl import (
+    Kubectl,
+    KubectlError,
+    add_cluster_arguments,
+    add_job_name,
+    complain,
+    kubectl_of,
+)
 
 _EPILOG = """\
 examples:
   finetune watch support-bot           progress, loss curve, speed and events, until the job has ended
   finetune watch support-bot | tee log
+  finetune watch support-bot -o json   the object at each change, a line each
 
 exit code: 0 when the job has succeeded, 1 when it has failed or cannot be read; Ctrl-C leaves the job alone
 """
@@ -34,8 +43,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", metavar="NAME", help="name of the FineTuneJob")
+    add_job_name(parser)
     parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help="between looks (default: 2)")
+    add_format(parser)
     add_cluster_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -45,12 +55,18 @@ def run(arguments: argparse.Namespace) -> int:
     kubectl, name = kubectl_of(arguments), arguments.name
     jobs = looks(kubectl, name, every=arguments.interval)
     try:
-        last = _live(jobs, kubectl, name) if sys.stdout.isatty() else _lines(jobs)
+        last = _followed(jobs, kubectl, arguments)
     except KubectlError as error:
         return complain("watch", error)
     except KeyboardInterrupt:
         return 130
     return 0 if last == Phase.SUCCEEDED else 1
+
+
+def _followed(jobs: Iterator[dict[str, Any]], kubectl: Kubectl, arguments: argparse.Namespace) -> Phase | None:
+    if is_json(arguments):
+        return _objects(jobs)
+    return _live(jobs, kubectl, arguments.name) if sys.stdout.isatty() else _lines(jobs)
 
 
 def looks(kubectl: Kubectl, name: str, *, every: float) -> Iterator[dict[str, Any]]:
@@ -91,6 +107,16 @@ def _events(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
         return kubectl.events(name)
     except KubectlError:  # a user may read jobs and not events
         return []
+
+
+def _objects(jobs: Iterator[dict[str, Any]]) -> Phase | None:
+    """Print the object at each change, a line each, as `kubectl get --watch -o json` does over several."""
+    before, phase = None, None
+    for body in jobs:
+        if body["metadata"]["resourceVersion"] != before:
+            show_json_line(body)
+        before, phase = body["metadata"]["resourceVersion"], parse_job(body).status.phase
+    return phase
 
 
 def _lines(jobs: Iterator[dict[str, Any]]) -> Phase | None:

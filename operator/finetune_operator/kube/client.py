@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any
 
@@ -26,15 +27,18 @@ _JSON = "application/json"
 METADATA_ALONE = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 """Accept header with which a LIST brings no specs and statuses: 1 KB a node in place of 20."""
 
+Answered = Callable[[str, str, str, int], None]
+"""Is told of each request: its method and path, the status code of the answer or "<error>", and when it began in ns."""
+
 
 class KubeClient:
     """Requests to the API server. Use as an async context manager."""
 
-    def __init__(self, api: client.ApiClient) -> None:
-        self._api = api
+    def __init__(self, api: client.ApiClient, *, answered: Answered | None = None) -> None:
+        self._api, self._answered = api, answered or _nobody
 
     @classmethod
-    async def connect(cls) -> KubeClient:
+    async def connect(cls, *, answered: Answered | None = None) -> KubeClient:
         """Connect with $KUBECONFIG where it is set, else as the pod's ServiceAccount."""
         configuration = client.Configuration()
         if "KUBECONFIG" in os.environ:
@@ -42,7 +46,7 @@ class KubeClient:
             await config.load_kube_config(config_file=os.environ["KUBECONFIG"], client_configuration=configuration)
         else:
             config.load_incluster_config(client_configuration=configuration)
-        return cls(client.ApiClient(configuration))
+        return cls(client.ApiClient(configuration), answered=answered)
 
     async def __aenter__(self) -> KubeClient:
         return self
@@ -83,11 +87,14 @@ class KubeClient:
         accept: str = _JSON,
     ) -> Body | None:
         """Raises ApiError; a 404 to anything but POST is None."""
+        began = time.time_ns()
         try:
             headers = {"Accept": accept, "Content-Type": content_type}
             status, data = await self._exchange(method, path, query=query, body=body, headers=headers)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            self._answered(method, path, "<error>", began)
             raise TransientError(f"{method} {path}: {type(error).__name__}: {error}") from error
+        self._answered(method, path, str(status), began)
         if status == _NOT_FOUND and method != "POST":
             return None
         if status >= _OK:
@@ -135,3 +142,7 @@ class KubeClient:
             auth_settings=["BearerToken"],
         )
         return await self._api.call_api(*serialized, _request_timeout=limits)
+
+
+def _nobody(method: str, path: str, code: str, began: int) -> None:
+    """Do nothing."""

@@ -9,27 +9,32 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from finetune_contract.exit_codes import FAILURES
 from finetune_operator.api.conditions import Phase
 from finetune_operator.api.parse import parse_time
 from finetune_operator.api.status import FineTuneJobStatus
+from finetune_operator.api.views import JobView
 
 _LONG = (10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400, 172800, 604800)
 """Seconds: from what a small model takes to a week."""
 _SHORT = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ENDED = (Phase.SUCCEEDED, Phase.FAILED)
+_ASKING = (Phase.STARTING, Phase.RUNNING, Phase.SUSPENDING)
+"""Phases in which the pods of a training attempt are there, or are asked for."""
 
 
 class Metrics:
     """The operator's metrics, and the text that they are served as."""
 
-    def __init__(self, *, phases: Callable[[], Iterable[str]], depth: Callable[[], int]) -> None:
-        """`phases` yields the phase of every job, `depth` is the number of jobs that wait to be looked at."""
+    def __init__(self, *, jobs: Callable[[], Iterable[FineTuneJobStatus]], depth: Callable[[], int]) -> None:
+        """`jobs` yields the status of every job, `depth` is the number of jobs that wait to be looked at."""
         self._registry = registry = CollectorRegistry()
-        registry.register(_Now(phases, depth))
+        registry.register(_Now(jobs, depth))
+        ProcessCollector(registry=registry)
         self._attempts = Counter("finetune_attempts", "Attempts begun.", registry=registry)
         self._failures = Counter(
             "finetune_attempt_failures",
@@ -50,18 +55,36 @@ class Metrics:
             buckets=_LONG,
             registry=registry,
         )
-        self._gpu_seconds = Counter("finetune_gpu_seconds", "GPU-seconds of runs that ended.", registry=registry)
-        self._tokens = Counter("finetune_trained_tokens", "Tokens trained on by runs that ended.", registry=registry)
+        # Not the names that training pods serve their own under: a sum over both would count a run twice.
+        self._gpu_seconds = Counter("finetune_job_gpu_seconds", "GPU-seconds of runs that ended.", registry=registry)
+        self._tokens = Counter("finetune_job_tokens", "Tokens trained on by runs that ended.", registry=registry)
         self._reconciles = Histogram(
             "finetune_reconcile_duration_seconds", "Time of one reconcile.", buckets=_SHORT, registry=registry
         )
         self._errors = Counter(
             "finetune_reconcile_errors", "Reconciles that failed, by what failed.", ("error",), registry=registry
         )
+        self._begin_at_zero()
+        # Named as client-go names it: the usual alerts about a component's requests hold here as well.
+        self._requests = Counter(
+            "rest_client_requests", "Requests to the API server, by answer.", ("method", "code"), registry=registry
+        )
+
+    def _begin_at_zero(self) -> None:
+        """Have the series that are known be there from the start: what begins with one has not increased by one."""
+        for phase in _ENDED:
+            self._durations.labels(phase)
+        for failure in FAILURES:
+            for stage in ("prepare", "train"):
+                self._failures.labels(failure.failure_class, failure.reason, stage)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+    def answered(self, method: str, _path: str, code: str, _began: int) -> None:
+        """Count a request to the API server: its HTTP status, or "<error>" where no answer came."""
+        self._requests.labels(method, code).inc()
 
     def reconciled(self, seconds: float) -> None:
         """Count a reconcile."""
@@ -71,8 +94,9 @@ class Metrics:
         """Count a reconcile that failed."""
         self._errors.labels(type(error).__name__).inc()
 
-    def wrote(self, old: FineTuneJobStatus, new: FineTuneJobStatus) -> None:
+    def wrote(self, job: JobView, new: FineTuneJobStatus) -> None:
         """Count what a status write has changed."""
+        old = job.status
         if new.attempt is not None and (new.run, new.attempt) != (old.run, old.attempt):
             self._attempts.inc()
         if (failure := new.last_failure) and failure != old.last_failure:
@@ -93,17 +117,27 @@ class Metrics:
 class _Now(Collector):
     """What is so at the moment of the scrape."""
 
-    def __init__(self, phases: Callable[[], Iterable[str]], depth: Callable[[], int]) -> None:
-        self._phases, self._depth = phases, depth
+    def __init__(self, jobs: Callable[[], Iterable[FineTuneJobStatus]], depth: Callable[[], int]) -> None:
+        self._jobs, self._depth = jobs, depth
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the gauges."""
-        jobs = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase.", labels=("phase",))
-        tally = Tally(self._phases())
-        for phase in Phase:
-            jobs.add_metric((phase,), tally.get(phase, 0))
-        yield jobs
+        tally: Tally[str] = Tally()
+        gpus: Tally[str] = Tally()
+        for status in self._jobs():
+            phase = status.phase or Phase.PENDING
+            tally[phase] += 1
+            gpus[phase] += status.resolved.gpus if status.resolved else 0
+        yield _by_phase("finetune_jobs", "FineTuneJobs by phase.", tally, Phase)
+        yield _by_phase("finetune_gpus", "GPUs that training pods have or wait for, by phase.", gpus, _ASKING)
         yield GaugeMetricFamily("finetune_queue_depth", "Jobs that wait to be looked at.", value=self._depth())
+
+
+def _by_phase(name: str, text: str, tally: Tally[str], phases: Iterable[Phase]) -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily(name, text, labels=("phase",))
+    for phase in phases:
+        gauge.add_metric((phase,), tally[phase])
+    return gauge
 
 
 def _seconds(status: FineTuneJobStatus, until: str) -> float:

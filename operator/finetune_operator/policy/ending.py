@@ -40,9 +40,20 @@ def fail_attempt(draft: Draft, effective: Effective, failed: Failed, *, now: dat
         fail_job(draft, final, failed.message, now=now)
         return Step()
     draft.set(attempt=(status.attempt or 1) + 1)
-    draft.condition(draft.current, False, Reason.RESTARTING, f"{failed.reason}: {failed.message}")
+    draft.condition(
+        draft.current, False, Reason.RESTARTING, f"{failed.reason}: {failed.message}{_whence(draft, stage)}"
+    )
     due = retry.not_before(draft.status, retries)
     return Step(requeue_after=(due - now).total_seconds() if due else 0.0)
+
+
+def _whence(draft: Draft, stage: Stage) -> str:
+    """Say where the next attempt begins."""
+    if stage == "prepare":
+        return ""
+    there = draft.status.checkpoint if draft.is_true(T.CHECKPOINT_AVAILABLE) else None
+    step = there.step if there else None
+    return f"; attempt {draft.status.attempt} " + ("begins anew" if step is None else f"goes on from step {step}")
 
 
 def _take_less(draft: Draft, failed: Failed, retries: Retries) -> str | None:

@@ -15,6 +15,7 @@ from finetune_operator.api.conditions import Reason
 from finetune_operator.api.views import ChildJob, ContainerView, PodView
 
 _EXIT_CODE = re.compile(r"Container (\S+) for pod (\S+) failed with exit code (\d+)")
+_DISRUPTED = re.compile(r"Pod \S*?([^/\s]+) has condition DisruptionTarget")
 _MAX_MESSAGE, _MAX_TAIL = 1024, 500
 
 
@@ -94,6 +95,8 @@ def _killed(end: _End, said: TerminationMessage | None) -> Failed:
 def _disruption(end: _End, child: ChildJob) -> str:
     if end.disruption:
         return f"the pod was disrupted: {end.disruption}"
+    if match := _DISRUPTED.search(child.failure_message):
+        return f"pod {match[1]} was preempted, evicted or drained"
     return f"the pod ended without an exit code of its own: {child.failure_message or 'it was deleted'}"
 
 

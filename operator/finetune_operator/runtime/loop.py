@@ -100,7 +100,8 @@ class Loop:
     async def _reconcile(self, key: tuple[str, str]) -> None:
         began = time.monotonic()
         try:
-            after = await self._reconciler.reconcile(key)
+            with self._observer.reconciling(key):
+                after = await self._reconciler.reconcile(key)
         except ConflictError as error:
             self._observer.failed(error)
             # The watch brings what was written; look again soon even if it does not.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from finetune_operator.api.status import FineTuneJobStatus
+from finetune_operator.api.views import JobView, Key
 
 
 class Observer(Protocol):
     """Is told after the fact; never fails, never waits."""
 
-    def wrote(self, old: FineTuneJobStatus, new: FineTuneJobStatus) -> None:
-        """A status was written."""
+    def wrote(self, job: JobView, new: FineTuneJobStatus) -> None:
+        """A status was written; the job has the one before."""
+
+    def reconciling(self, key: Key) -> AbstractContextManager[None]:
+        """A reconcile goes on as long as this is entered; what it raises passes through."""
 
     def reconciled(self, seconds: float) -> None:
         """A reconcile has ended well."""
@@ -23,8 +28,12 @@ class Observer(Protocol):
 class Nobody:
     """An observer that is told nothing."""
 
-    def wrote(self, old: FineTuneJobStatus, new: FineTuneJobStatus) -> None:
+    def wrote(self, job: JobView, new: FineTuneJobStatus) -> None:
         """Do nothing."""
+
+    def reconciling(self, key: Key) -> AbstractContextManager[None]:
+        """Do nothing."""
+        return nullcontext()
 
     def reconciled(self, seconds: float) -> None:
         """Do nothing."""

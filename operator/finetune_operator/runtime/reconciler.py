@@ -34,6 +34,8 @@ class Wiring:
     """The full URL that pods of a job post to."""
     progress_ca: Callable[[], str]
     """The CA that signed the server's certificate, as PEM."""
+    otlp_endpoint: str = ""
+    """Where pods send traces; nowhere when empty."""
 
 
 class Reconciler:
@@ -119,7 +121,7 @@ class Reconciler:
             return None
         written = parse_job(body)
         self._cache.put_job(written)
-        self._observer.wrote(job.status, plan.status)
+        self._observer.wrote(job, plan.status)
         if plan.status.phase != job.status.phase:
             log.info("%s/%s: %s", *job.key, plan.status.phase, extra=_about(written))
         return written
@@ -139,6 +141,7 @@ class Reconciler:
             collect=request.collect,
             progress_url=self._wiring.progress_url(job),
             progress_ca=self._wiring.progress_ca(),
+            otlp_endpoint=self._wiring.otlp_endpoint,
         )
         if manifest["spec"]["completions"] > 1:
             # First the Service: pods look for each other by its names.

@@ -161,6 +161,23 @@ async def test_a_list_drops_what_was_deleted_while_the_watch_was_down(operator, 
     assert operator.cache.job(("team", "other")) is not None
 
 
+@pytest.mark.parametrize("kind", ["Workload", "Node"])
+async def test_a_right_that_is_missing_for_what_only_some_jobs_need_stops_no_other(kind, gateway, monkeypatch) -> None:
+    listed = gateway.list
+
+    async def refused(asked):
+        if asked == kind:
+            raise RejectedError("403 forbidden")
+        async for body in listed(asked):
+            yield body
+
+    monkeypatch.setattr(gateway, "list", refused)
+    operator = Operator(gateway)
+    await operator.feed.relist(gateway)
+    await operator.reconciler.reconcile(KEY)
+    assert len(gateway.objects["Job"]) == 1
+
+
 async def test_an_older_event_never_replaces_what_is_newer(operator, gateway) -> None:
     stale = await _only(gateway)
     await operator.reconciler.reconcile(KEY)

@@ -23,7 +23,7 @@ from finetune_operator.runtime.gateway import Gateway, Kind, RejectedError
 from finetune_operator.runtime.queue import WorkQueue
 
 log = logging.getLogger(__name__)
-KINDS: tuple[Kind, ...] = ("FineTuneProfile", "FineTuneJob", "Job", "Pod", "Workload")
+KINDS: tuple[Kind, ...] = ("FineTuneProfile", "FineTuneJob", "Job", "Pod")
 
 
 class Feed:
@@ -72,16 +72,23 @@ class Feed:
         self.hears_of_kueue(await gateway.serves_kueue())
         self._cache.gpu_nodes = await _gpu_nodes(gateway)
         for kind in KINDS:
-            shelf_before = self._uids(kind)
-            listed: set[str] = set()
-            async for body in gateway.list(kind):
-                listed.add(body["metadata"]["uid"])
-                self.seen(kind, body)
-            for uid in shelf_before - listed:
-                self.gone(kind, uid)
+            await self._relist(gateway, kind)
+        try:
+            await self._relist(gateway, "Workload")
+        except RejectedError as error:  # jobs in no queue go on
+            log.warning("Kueue's Workloads are not read, why jobs wait in its queues is not known: %s", error)
         for job in self._cache.jobs:
             if not is_terminal(job.status):
                 self._queue.add(job.key)
+
+    async def _relist(self, gateway: Gateway, kind: Kind) -> None:
+        shelf_before = self._uids(kind)
+        listed: set[str] = set()
+        async for body in gateway.list(kind):
+            listed.add(body["metadata"]["uid"])
+            self.seen(kind, body)
+        for uid in shelf_before - listed:
+            self.gone(kind, uid)
 
     def _seen(self, kind: Kind, body: dict[str, Any]) -> None:
         version = body["metadata"]["resourceVersion"]

@@ -9,7 +9,16 @@ from typing import Any
 from finetune_contract.exit_codes import ExitCode
 from finetune_operator.api import constants as c
 from finetune_operator.api.conditions import Phase
-from tests.support.builders import Story, ended_pod, failed_child, make_child, make_pod, make_spec, trained_message
+from tests.support.builders import (
+    Story,
+    ended_pod,
+    failed_child,
+    make_child,
+    make_pod,
+    make_spec,
+    make_workload,
+    trained_message,
+)
 
 Body = dict[str, Any]
 
@@ -35,6 +44,13 @@ def _waits_for_its_profile() -> Story:
 def _prepares() -> Story:
     story = Story()
     story.sees()
+    return story
+
+
+def _waits_in_its_queue() -> Story:
+    story = Story(make_spec(scheduling={"queue": "tuning"}))
+    child = replace(story.is_prepared(), suspended=True)
+    story.sees(child, workload=make_workload(child))
     return story
 
 
@@ -89,6 +105,7 @@ def _fails() -> Story:
 LIVES: dict[Phase, Callable[[], Story]] = {
     Phase.PENDING: _waits_for_its_profile,
     Phase.PREPARING: _prepares,
+    Phase.QUEUED: _waits_in_its_queue,
     Phase.STARTING: _starts,
     Phase.RUNNING: _runs,
     Phase.RESTARTING: _restarts,

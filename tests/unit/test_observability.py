@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from finetune_contract.exit_codes import ExitCode
+from finetune_operator.api.conditions import Phase
 from finetune_operator.observability.logs import JsonFormatter
 from finetune_operator.observability.metrics import Metrics
 from finetune_trainer.prometheus import _METRICS, exposition
@@ -121,3 +122,10 @@ def test_the_dashboard_asks_for_metrics_that_are_served() -> None:
     assert names <= served | trained
     # A sum over both would count a run twice.
     assert not {name for name in served & trained if name.startswith("finetune_")}
+
+
+@pytest.mark.parametrize("title", ["Jobs under way", "GPUs by phase"])
+def test_the_dashboard_has_a_colour_for_every_phase(title: str) -> None:
+    dashboard = json.loads((ROOT / "charts" / "finetune-operator" / "files" / "dashboard.json").read_text())
+    (panel,) = [panel for panel in dashboard["panels"] if panel["title"] == title]
+    assert {override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]} == set(Phase)

@@ -23,7 +23,7 @@ _LONG = (10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400, 17280
 """Seconds: from what a small model takes to a week."""
 _SHORT = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ENDED = (Phase.SUCCEEDED, Phase.FAILED)
-_ASKING = (Phase.STARTING, Phase.RUNNING, Phase.SUSPENDING)
+_ASKING = (Phase.QUEUED, Phase.STARTING, Phase.RUNNING, Phase.SUSPENDING)
 """Phases in which the pods of a training attempt are there, or are asked for."""
 
 

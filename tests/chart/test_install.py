@@ -161,7 +161,7 @@ def test_namespaced_mode_works_in_its_namespace_only(new_cluster):
             sample = (SAMPLES / "finetunejob.yaml").read_text().replace("namespace: default", f"namespace: {namespace}")
             cluster.kubectl("apply", "-f", "-", input=sample)
         wait_until_prepare_is_created(cluster, "team-a")
-    assert cluster.kubectl("get", "ftj", "support-bot", "-n", "default", "-o", "jsonpath={.status}") == ""
+    assert cluster.kubectl("get", "ftj", "support-bot", "-n", "default", "-o", "jsonpath={.status.phase}") == ""
     assert "forbidden" not in log.read_text().lower()
 
 

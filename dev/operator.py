@@ -30,13 +30,24 @@ _READY_SECONDS = 60.0
 class LocalOperator:
     """The operator's process beside a local cluster, with the shipped manifests installed."""
 
-    def __init__(self, cluster: LocalCluster, **settings: str) -> None:
-        """Take a cluster, and FINETUNE_ settings by their lower-case names: `progress_seconds="0"`."""
-        self._cluster = cluster
+    def __init__(
+        self,
+        cluster: LocalCluster,
+        *,
+        name: str = "operator",
+        server: str | None = None,
+        pod_ip: str = "",
+        **settings: str,
+    ) -> None:
+        """Take a cluster, and FINETUNE_ settings by their lower-case names: `progress_seconds="0"`.
+
+        `name` holds the Lease; `server` stands in front of the API server; posts go to `pod_ip` if there is one.
+        """
+        self._cluster, self.name, self._server, self._pod_ip = cluster, name, server, pod_ip
         self._settings = {f"FINETUNE_{name.upper()}": value for name, value in settings.items()}
         self._status_port, self._liveness_port, self.metrics_port = free_ports(3)
         self._part: Part | None = None
-        self.log = cluster.run_dir / "operator.log"
+        self.log = cluster.run_dir / f"{name}.log"
 
     @property
     def pid(self) -> int:
@@ -58,9 +69,9 @@ class LocalOperator:
 
     def start(self) -> None:
         """Start the process and wait until its loop works."""
-        config = self._cluster.kubeconfig_for_service_account(NAMESPACE, ACCOUNT)
+        config = self._cluster.kubeconfig_for_service_account(NAMESPACE, ACCOUNT, server=self._server)
         command = [sys.executable, "-m", "finetune_operator"]
-        self._part = Part("operator", command, log=self.log, env=self._environment(config))
+        self._part = Part(self.name, command, log=self.log, env=self._environment(config))
         self._part.start()
         self._part.wait_ready(self._is_ready, timeout=_READY_SECONDS)
 
@@ -104,6 +115,8 @@ class LocalOperator:
         return plain_environment(
             KUBECONFIG=str(kubeconfig),
             POD_NAMESPACE=NAMESPACE,
+            POD_NAME=self.name,
+            POD_IP=self._pod_ip,
             **{
                 "FINETUNE_STATUS_BIND": f"127.0.0.1:{self._status_port}",
                 "FINETUNE_STATUS_URL": self.status_url,

@@ -59,10 +59,12 @@ class FakeGateway:
         """Create a Service, if there is none of that name."""
         self.calls.append(f"service {manifest['metadata']['name']}")
 
-    async def delete_job(self, namespace: str, name: str) -> None:
-        """Delete a batch Job."""
+    async def delete_job(self, namespace: str, name: str, *, uid: str) -> None:
+        """Delete a batch Job, unless it is another one of its name."""
         self.calls.append(f"delete {name}")
-        self.objects["Job"].pop((namespace, name), None)
+        found = self.objects["Job"].get((namespace, name))
+        if found and found["metadata"]["uid"] == uid:
+            del self.objects["Job"][namespace, name]
 
     async def delete_finetunejob(self, job: JobView) -> None:
         """Delete a FineTuneJob."""

@@ -62,6 +62,11 @@ class KubeClient:
         """PATCH an object by a JSON merge patch; None if it is gone."""
         return await self._request("PATCH", path, body=body, content_type="application/merge-patch+json")
 
+    async def apply(self, path: str, body: Body, *, manager: str) -> Body | None:
+        """Server-side apply: create or change, taking over whatever somebody else has put into these fields."""
+        query: dict[str, str | int] = {"fieldManager": manager, "force": "true"}
+        return await self._request("PATCH", path, query=query, body=body, content_type="application/apply-patch+yaml")
+
     async def delete(self, path: str, body: Body) -> None:
         """DELETE an object; nothing there is no error."""
         await self._request("DELETE", path, body=body)
@@ -77,19 +82,20 @@ class KubeClient:
     ) -> Body | None:
         """Raises ApiError; a 404 to anything but POST is None."""
         try:
-            status, data = await self._exchange(method, path, query=query, body=body, content_type=content_type)
+            response = await self._exchange(method, path, query=query, body=body, content_type=content_type)
+            status, data = response.status, await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise TransientError(f"{method} {path}: {type(error).__name__}: {error}") from error
         if status == _NOT_FOUND and method != "POST":
             return None
         if status >= _OK:
-            raise error_for(status, data, f"{method} {path}")
+            raise error_for(status, data, f"{method} {path}", retry_after=response.headers.get("Retry-After"))
         parsed: Body = json.loads(data)
         return parsed
 
     async def _exchange(
         self, method: str, path: str, *, query: dict[str, str | int] | None, body: Body | None, content_type: str
-    ) -> tuple[int, bytes]:
+    ) -> aiohttp.ClientResponse:
         serialized = await self._api.param_serialize(
             method,
             path,
@@ -98,5 +104,5 @@ class KubeClient:
             body=body,
             auth_settings=["BearerToken"],
         )
-        response = await self._api.call_api(*serialized, _request_timeout=_TIMEOUT)
-        return response.status, await response.read()
+        response: aiohttp.ClientResponse = await self._api.call_api(*serialized, _request_timeout=_TIMEOUT)
+        return response

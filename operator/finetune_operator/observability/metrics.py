@@ -26,10 +26,19 @@ _ENDED = (Phase.SUCCEEDED, Phase.FAILED)
 class Metrics:
     """The operator's metrics, and the text that they are served as."""
 
-    def __init__(self, *, phases: Callable[[], Iterable[str]], depth: Callable[[], int]) -> None:
-        """`phases` yields the phase of every job, `depth` is the number of jobs that wait to be looked at."""
+    def __init__(
+        self,
+        *,
+        phases: Callable[[], Iterable[str]],
+        depth: Callable[[], int],
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`phases` yields the phase of every job, `depth` is the number of jobs that wait to be looked at.
+
+        Where `leads` says no, another replica tells how many jobs there are, and each is counted once.
+        """
         self._registry = registry = CollectorRegistry()
-        registry.register(_Now(phases, depth))
+        registry.register(_Now(phases, depth, leads))
         self._attempts = Counter("finetune_attempts", "Attempts begun.", registry=registry)
         self._failures = Counter(
             "finetune_attempt_failures",
@@ -93,17 +102,22 @@ class Metrics:
 class _Now(Collector):
     """What is so at the moment of the scrape."""
 
-    def __init__(self, phases: Callable[[], Iterable[str]], depth: Callable[[], int]) -> None:
-        self._phases, self._depth = phases, depth
+    def __init__(
+        self, phases: Callable[[], Iterable[str]], depth: Callable[[], int], leads: Callable[[], bool]
+    ) -> None:
+        self._phases, self._depth, self._leads = phases, depth, leads
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the gauges."""
-        jobs = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase.", labels=("phase",))
-        tally = Tally(self._phases())
-        for phase in Phase:
+        leads = self._leads()
+        yield GaugeMetricFamily("finetune_leader", "Whether this replica is the one that acts.", value=leads)
+        jobs = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase, told by the leader.", labels=("phase",))
+        tally = Tally(self._phases()) if leads else Tally[str]()
+        for phase in Phase if leads else ():
             jobs.add_metric((phase,), tally.get(phase, 0))
         yield jobs
-        yield GaugeMetricFamily("finetune_queue_depth", "Jobs that wait to be looked at.", value=self._depth())
+        depth = self._depth() if leads else 0
+        yield GaugeMetricFamily("finetune_queue_depth", "Jobs that wait to be looked at.", value=depth)
 
 
 def _seconds(status: FineTuneJobStatus, until: str) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_operator.api.parse import parse_child, parse_job, parse_pod, parse_profile
+from finetune_operator.api.views import ChildJob
 from finetune_operator.policy.decide import is_terminal
 from finetune_operator.runtime.cache import Cache, Shelf
 from finetune_operator.runtime.gateway import Gateway, Kind
@@ -44,6 +45,11 @@ class Feed:
             view = self._cache.drop_child(uid) if kind == "Job" else self._cache.drop_pod(uid)
             self._enqueue_owner(view.owner_uid if view else None)
 
+    def enqueue_all(self) -> None:
+        """Have every job looked at, those that have ended as well: their time to go may have come."""
+        for job in self._cache.jobs:
+            self._queue.add(job.key)
+
     async def relist(self, gateway: Gateway) -> None:
         """LIST everything: fill the cache, drop what is gone, look at every job.
 
@@ -71,13 +77,21 @@ class Feed:
             if self._cache.profiles.put(body["metadata"]["uid"], version, parse_profile(body)):
                 self._all_waiting()
         elif kind == "Job":
-            child = parse_child(body)
-            if child and self._cache.put_child(child, version):
-                self._enqueue_owner(child.owner_uid)
+            self._child(parse_child(body), uid=body["metadata"]["uid"], version=version)
         else:
             pod = parse_pod(body)
-            if pod and self._cache.put_pod(pod, version):
+            if pod is None:
+                self.gone("Pod", body["metadata"]["uid"])
+            elif self._cache.put_pod(pod, version):
                 self._enqueue_owner(pod.owner_uid)
+
+    def _child(self, child: ChildJob | None, *, uid: str, version: str) -> None:
+        """One that has got another owner, or none, is gone for the one that it had."""
+        known = self._cache.children.get(uid)
+        if known and (child is None or child.owner_uid != known.owner_uid):
+            self.gone("Job", uid)
+        if child and self._cache.put_child(child, version):
+            self._enqueue_owner(child.owner_uid)
 
     def _enqueue_owner(self, uid: str | None) -> None:
         key = self._cache.key_of(uid) if uid else None

@@ -27,6 +27,7 @@ class WorkQueue:
         self._due: dict[Key, float] = {}
         self._later: list[tuple[float, Key]] = []
         self._wake = asyncio.Event()
+        self._closed = False
 
     def add(self, key: Key) -> None:
         """Have a key looked at as soon as a worker is free."""
@@ -48,10 +49,11 @@ class WorkQueue:
             self._wake.set()
         return None
 
-    def retry(self, key: Key) -> float:
+    def retry(self, key: Key, *, least: float = 0.0) -> float:
         """Have a key looked at after its backoff, which doubles with each failure; return the seconds."""
         count = self._failures[key] = self._failures.get(key, 0) + 1
         delay: float = min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(count - 1, 16)) * random.uniform(0.8, 1.2)  # noqa: S311
+        delay = max(delay, least)
         self.add_after(key, delay)
         return delay
 
@@ -59,15 +61,22 @@ class WorkQueue:
         """Forget a key's failures."""
         self._failures.pop(key, None)
 
-    async def get(self) -> Key:
-        """Wait for a key and take it. Call `done` when finished with it."""
-        while not self._ready:
+    def close(self) -> None:
+        """Give out no more keys: every `get` returns None."""
+        self._closed = True
+        self._wake.set()
+
+    async def get(self) -> Key | None:
+        """Wait for a key and take it; None once closed. Call `done` when finished with it."""
+        while not self._ready and not self._closed:
             self._wake.clear()
             self._promote()
             if self._ready:
                 break
             await self._sleep()
             self._promote()
+        if self._closed:
+            return None
         key = self._ready.popleft()
         self._dirty.discard(key)
         self._processing.add(key)

@@ -88,8 +88,9 @@ class Reconciler:
         if plan.delete_self:
             await self._gateway.delete_finetunejob(job)
             return None
-        for name in plan.delete:
-            await self._gateway.delete_job(job.namespace, name)
+        for child in view.children:
+            if child.name in plan.delete:
+                await self._gateway.delete_job(job.namespace, child.name, uid=child.uid)
         if plan.create:
             await self._create_or_say_why_not(job, plan)
         await self._announce(job, plan)

@@ -73,7 +73,7 @@ class LocalOperator:
         command = [sys.executable, "-m", "finetune_operator"]
         self._part = Part(self.name, command, log=self.log, env=self._environment(config))
         self._part.start()
-        self._part.wait_ready(self._is_ready, timeout=_READY_SECONDS)
+        self._part.wait_ready(self.is_healthy, timeout=_READY_SECONDS)
 
     def stop(self) -> None:
         """End it as the kubelet would: SIGTERM."""
@@ -128,7 +128,12 @@ class LocalOperator:
             },
         )
 
-    def _is_ready(self) -> bool:
+    def is_running(self) -> bool:
+        """Whether there is a process."""
+        return self._part is not None and self._part.is_alive()
+
+    def is_healthy(self) -> bool:
+        """Whether its liveness probe says so."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._liveness_port}/healthz", timeout=2):
                 return True

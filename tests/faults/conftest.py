@@ -50,8 +50,6 @@ def proxy(shared_proxy: ApiProxy, operator: LocalOperator) -> Iterator[ApiProxy]
     shared_proxy.forget()
     yield shared_proxy
     shared_proxy.forget()
-    shared_proxy.is_down = shared_proxy.holds_events = shared_proxy.is_compacted = False
-    shared_proxy.delay, shared_proxy.after_write = 0.0, lambda _number: None
 
 
 @pytest.fixture

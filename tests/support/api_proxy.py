@@ -20,6 +20,12 @@ from aiohttp import web
 from dev.cluster.local import LocalCluster
 
 T = TypeVar("T")
+
+
+def _nothing(_number: int) -> bool:
+    return False
+
+
 _UNCOUNTED = ("/leases/", "/tokenreviews", "/endpointslices/", "/secrets/")
 _NOT_HANDED_ON = {"host", "connection", "transfer-encoding", "content-length", "content-encoding", "accept-encoding"}
 
@@ -72,7 +78,9 @@ class ApiProxy:
         """Whether watches say nothing: what they have to say comes later."""
         self.is_compacted = False
         """Whether a new watch is told that its version is too old."""
-        self.after_write: Callable[[int], None] = lambda _number: None
+        self.before_write: Callable[[int], object] = _nothing
+        """Called with the number of a write before the API server has it; where it says so, it never gets it."""
+        self.after_write: Callable[[int], object] = _nothing
         """Called when the API server has done a write, before the operator hears of it."""
         self._watches: set[asyncio.Transport] = set()
         self._loop = asyncio.new_event_loop()
@@ -105,7 +113,9 @@ class ApiProxy:
         """Forget what was written, and every fault."""
         self.writes.clear()
         self.at.clear()
-        self.faults.clear()
+        self.faults = []
+        self.is_down = self.holds_events = self.is_compacted = False
+        self.delay, self.before_write, self.after_write = 0.0, _nothing, _nothing
 
     def _call(self, todo: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(todo, self._loop).result(20)
@@ -147,9 +157,11 @@ class ApiProxy:
         return await self._exchange(request, fault)
 
     async def _exchange(self, request: web.Request, fault: Fault | None) -> web.Response:
+        counted = request.method != "GET" and not any(part in request.path for part in _UNCOUNTED)
+        if counted and self.before_write(len(self.writes) + 1):
+            raise web.HTTPBadGateway
         async with self._asked(request) as answer:
             body, status, kind = await answer.read(), answer.status, answer.headers.get("Content-Type", "")
-        counted = request.method != "GET" and not any(part in request.path for part in _UNCOUNTED)
         if counted and status < web.HTTPBadRequest.status_code:
             self.writes.append(f"{request.method} {request.path}")
             self.at.append(time.monotonic())

@@ -9,6 +9,7 @@ import copy
 from collections.abc import AsyncIterator
 from typing import Any
 
+from finetune_operator.api import constants as c
 from finetune_operator.api.views import JobView
 from finetune_operator.policy.plan import EventRequest
 from finetune_operator.runtime.gateway import ConflictError, Kind
@@ -45,6 +46,12 @@ class FakeGateway:
     async def get_job(self, namespace: str, name: str) -> Body | None:
         """Return a batch Job."""
         return copy.deepcopy(self.objects["Job"].get((namespace, name)))
+
+    async def pods_of(self, job: JobView) -> tuple[Body, ...]:
+        """Return the pods of a FineTuneJob."""
+        pods = [body for body in self.objects["Pod"].values() if body["metadata"]["namespace"] == job.namespace]
+        labelled = [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(c.LABEL_JOB_UID) == job.uid]
+        return tuple(copy.deepcopy(labelled))
 
     async def create_job(self, manifest: Body) -> Body:
         """Create a batch Job."""

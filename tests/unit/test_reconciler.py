@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from finetune_operator.runtime.feed import Feed
 from finetune_operator.runtime.gateway import ConflictError, RejectedError, TransientError
 from finetune_operator.runtime.queue import WorkQueue
 from finetune_operator.runtime.reconciler import Reconciler, Wiring
-from tests.support.builders import NOW, SETTINGS, make_spec
+from tests.support.builders import NOW, SETTINGS, make_spec, prepared_message
 from tests.support.fake_gateway import FakeGateway
 
 KEY = ("team", "bot")
@@ -32,12 +33,12 @@ class Operator:
     """Cache, queue and reconciler over a fake API."""
 
     def __init__(self, gateway: FakeGateway) -> None:
-        self.cache, self.queue = Cache(), WorkQueue()
+        self.cache, self.queue, self.now = Cache(), WorkQueue(), NOW
         self.feed = Feed(self.cache, self.queue, forget=lambda uid: None)
         wiring = Wiring(progress_url=lambda job: "https://operator/x", progress_ca=lambda: "CA")
         self.reconciler = Reconciler(
             cache=self.cache, gateway=gateway, settings=SETTINGS, wiring=wiring,
-            latest=lambda uid: None, clock=lambda: NOW,
+            latest=lambda uid: None, clock=lambda: self.now,
         )  # fmt: skip
 
 
@@ -259,3 +260,37 @@ async def test_another_job_under_the_name_of_one_that_is_to_end_stays(operator, 
     await operator.reconciler.reconcile(KEY)
     assert f"delete {job['metadata']['name']}" in gateway.calls
     assert [body["metadata"]["uid"] for body in gateway.objects["Job"].values()] == ["uid-of-another"]
+
+
+def _pod_of(job: dict[str, Any], **status: Any) -> dict[str, Any]:
+    owner = {"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"], "controller": True}
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    meta = {"namespace": "team", "name": "pod", "uid": "uid-of-the-pod", "labels": labels, "ownerReferences": [owner]}
+    return {"metadata": meta, "status": status}
+
+
+async def test_a_result_that_the_watch_of_pods_has_not_brought_yet_is_not_lost(operator, gateway) -> None:
+    job = await _begun(operator, gateway)
+    operator.feed.seen("Pod", gateway.add("Pod", _pod_of(job, phase="Running")))
+    ended = {"terminated": {"exitCode": 0, "message": prepared_message().encode()}}
+    gateway.add("Pod", _pod_of(job, phase="Succeeded", containerStatuses=[{"name": "prepare", "state": ended}]))
+    job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    operator.feed.seen("Job", gateway.add("Job", job))
+    await operator.reconciler.reconcile(KEY)
+    status = operator.cache.job(KEY).status
+    assert (status.last_failure, status.dataset.train_examples) == (None, 90)
+
+
+async def test_no_attempt_begins_while_a_pod_lives_that_the_watch_has_not_brought_yet(operator, gateway) -> None:
+    job = await _begun(operator, gateway)
+    pod = gateway.add("Pod", _pod_of(job, phase="Running"))
+    gateway.objects["Job"].clear()
+    operator.feed.gone("Job", job["metadata"]["uid"])
+    for _ in range(3):
+        await operator.reconciler.reconcile(KEY)
+        operator.now += timedelta(seconds=30)
+    assert (operator.cache.job(KEY).status.attempt, gateway.objects["Job"]) == (2, {})
+    gateway.objects["Pod"].clear()
+    operator.feed.gone("Pod", pod["metadata"]["uid"])
+    await operator.reconciler.reconcile(KEY)
+    assert [name.rsplit("-", 2)[1] for _, name in gateway.objects["Job"]] == ["a2"]

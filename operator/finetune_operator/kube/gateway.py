@@ -42,6 +42,12 @@ class KubeGateway:
         """Return a batch Job, or None."""
         return await self._api.get(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}")
 
+    async def pods_of(self, job: JobView) -> tuple[Body, ...]:
+        """Return the pods of a FineTuneJob, as the API server has them now."""
+        query: dict[str, str | int] = {"labelSelector": f"{c.LABEL_JOB_UID}={job.uid}"}
+        page = await self._api.get(f"/api/v1/namespaces/{job.namespace}/pods", query) or {}
+        return tuple(page.get("items", []))
+
     async def create_job(self, manifest: Body) -> Body:
         """Create a batch Job."""
         return await self._writer.post(f"/apis/batch/v1/namespaces/{manifest['metadata']['namespace']}/jobs", manifest)

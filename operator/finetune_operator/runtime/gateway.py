@@ -46,6 +46,9 @@ class Gateway(Protocol):
     async def get_job(self, namespace: str, name: str) -> Body | None:
         """Return a batch Job, or None."""
 
+    async def pods_of(self, job: JobView) -> tuple[Body, ...]:
+        """Return the pods of a FineTuneJob, as the API server has them now."""
+
     async def create_job(self, manifest: Body) -> Body:
         """Create a batch Job and return it. Raises ConflictError if the name is taken."""
 

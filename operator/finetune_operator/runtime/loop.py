@@ -114,8 +114,9 @@ class Loop:
             self._queue.add_after(key, 0.2)
         except ApiError as error:
             self._observer.failed(error)
-            least = error.retry_after if isinstance(error, TransientError) else 0.0
-            log.warning("%s/%s: %s; again in %.1f s", *key, error, self._queue.retry(key, least=least))
+            if isinstance(error, TransientError):
+                self._queue.hold(error.retry_after)
+            log.warning("%s/%s: %s; again in %.1f s", *key, error, self._queue.retry(key))
         except Exception as error:
             self._observer.failed(error)
             log.exception("%s/%s: a bug; again in %.1f s", *key, self._queue.retry(key))

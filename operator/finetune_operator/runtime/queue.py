@@ -14,6 +14,7 @@ from collections import deque
 from finetune_operator.api.views import Key
 
 FIRST_BACKOFF, MAX_BACKOFF = 1.0, 300.0
+MAX_HOLD = 60.0
 
 
 class WorkQueue:
@@ -28,6 +29,7 @@ class WorkQueue:
         self._later: list[tuple[float, Key]] = []
         self._wake = asyncio.Event()
         self._closed = False
+        self._held_until = 0.0
 
     def add(self, key: Key) -> None:
         """Have a key looked at as soon as a worker is free."""
@@ -49,11 +51,14 @@ class WorkQueue:
             self._wake.set()
         return None
 
-    def retry(self, key: Key, *, least: float = 0.0) -> float:
+    def hold(self, seconds: float) -> None:
+        """Give out nothing for so long: the API server has asked to be left alone, whatever happens meanwhile."""
+        self._held_until = max(self._held_until, self._now() + min(seconds, MAX_HOLD))
+
+    def retry(self, key: Key) -> float:
         """Have a key looked at after its backoff, which doubles with each failure; return the seconds."""
         count = self._failures[key] = self._failures.get(key, 0) + 1
         delay: float = min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(count - 1, 16)) * random.uniform(0.8, 1.2)  # noqa: S311
-        delay = max(delay, least)
         self.add_after(key, delay)
         return delay
 
@@ -68,10 +73,10 @@ class WorkQueue:
 
     async def get(self) -> Key | None:
         """Wait for a key and take it; None once closed. Call `done` when finished with it."""
-        while not self._ready and not self._closed:
+        while not self._closed and not self._has_one():
             self._wake.clear()
             self._promote()
-            if self._ready:
+            if self._has_one():
                 break
             await self._sleep()
             self._promote()
@@ -93,6 +98,9 @@ class WorkQueue:
         """Return how many keys wait for a worker."""
         return len(self._ready)
 
+    def _has_one(self) -> bool:
+        return bool(self._ready) and self._now() >= self._held_until
+
     def _promote(self) -> None:
         now = self._now()
         while self._later and self._later[0][0] <= now:
@@ -102,7 +110,9 @@ class WorkQueue:
                 self.add(key)
 
     async def _sleep(self) -> None:
-        timeout = max(0.0, self._later[0][0] - self._now()) if self._later else None
+        times = [self._later[0][0]] if self._later else []
+        times += [self._held_until] if self._ready else []
+        timeout = max(0.0, min(times) - self._now()) if times else None
         try:
             async with asyncio.timeout(timeout):
                 await self._wake.wait()

@@ -192,6 +192,7 @@ class ApiProxy:
 
     def _asked(self, request: web.Request) -> aiohttp.client._RequestContextManager:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _NOT_HANDED_ON}
+        headers["Accept-Encoding"] = "identity"  # a long list would come compressed
         return self._session.request(
             request.method,
             f"{self._upstream}{request.raw_path}",

@@ -17,7 +17,9 @@ from tests.support.schemas import schema_of, values
 SCHEMA = schema_of("finetunejobs")["properties"]
 STATUS = values(SCHEMA["status"])
 LIFECYCLE = values(SCHEMA["spec"]["properties"]["lifecycle"])
-quickly = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+quickly = settings(
+    max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 
 
 def decided(status: Any, lifecycle: Any, *, child: bool, now: datetime = NOW) -> None:

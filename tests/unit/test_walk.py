@@ -125,5 +125,10 @@ class Walk(RuleBasedStateMachine):
 
 TestWalk = Walk.TestCase
 TestWalk.settings = settings(
-    max_examples=WALKS, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None,
-)  # fmt: skip
+    max_examples=WALKS,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    derandomize="WALKS" not in os.environ,  # the suite walks where it walked yesterday, test-faults somewhere new
+)

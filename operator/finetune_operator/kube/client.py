@@ -90,7 +90,10 @@ class KubeClient:
             return None
         if status >= _OK:
             raise error_for(status, data, f"{method} {path}", retry_after=response.headers.get("Retry-After"))
-        parsed: Body = json.loads(data)
+        try:
+            parsed: Body = json.loads(data)
+        except ValueError as error:  # whoever stands before the API server has answered in its place
+            raise TransientError(f"{method} {path}: {status}, but no JSON") from error
         return parsed
 
     async def _exchange(

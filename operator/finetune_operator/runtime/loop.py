@@ -18,6 +18,7 @@ from finetune_operator.runtime.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
 _FIRST_LIST_RETRY = 2.0
+_LIST_RETRY = 30.0
 _STUCK_SECONDS = 600.0
 """One reconcile is a few requests of at most 30 s each."""
 Lead = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
@@ -37,12 +38,13 @@ class Loop:
         resync_seconds: float,
         lead: Lead,
         observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`lead` runs what it is given whenever, and as long as, this replica leads."""
         self._queue, self._reconciler, self._feed, self._gateway = queue, reconciler, feed, gateway
         self._workers, self._resync_seconds = workers, resync_seconds
-        self._lead, self._observer = lead, observer or Nobody()
-        self._last_resync = time.monotonic()
+        self._lead, self._observer, self._clock = lead, observer or Nobody(), clock
+        self._last_resync = self._clock()
         self._began: dict[tuple[str, str], float] = {}
         self.synced = False
         """Whether everything has been listed once."""
@@ -59,7 +61,7 @@ class Loop:
 
         An API server that does not answer is no reason: a restart would only lose what is known.
         """
-        now = time.monotonic()
+        now = self._clock()
         stuck = any(now - began > _STUCK_SECONDS for began in self._began.values())
         return not stuck and now - self._last_resync < 3 * self._resync_seconds + _STUCK_SECONDS
 
@@ -73,7 +75,7 @@ class Loop:
     async def _first_list(self) -> None:
         """Nothing is decided before everything is known once: a Job not yet listed would look missing."""
         while True:
-            self._last_resync = time.monotonic()
+            self._last_resync = self._clock()
             try:
                 await self._feed.relist(self._gateway)
             except ApiError as error:
@@ -84,17 +86,20 @@ class Loop:
                 return
 
     async def _resync(self) -> None:
+        wait = self._resync_seconds
         while True:
-            await asyncio.sleep(self._resync_seconds)
+            await asyncio.sleep(wait)
+            wait = self._resync_seconds
             try:
                 await self._feed.relist(self._gateway)
             except ApiError as error:
-                log.warning("LIST failed, the next is in %.0f s: %s", self._resync_seconds, error)
-            self._last_resync = time.monotonic()
+                wait = min(wait, _LIST_RETRY)
+                log.warning("LIST failed, the next is in %.0f s: %s", wait, error)
+            self._last_resync = self._clock()
 
     async def _take_keys(self) -> None:
         while (key := await self._queue.get()) is not None:
-            self._began[key] = time.monotonic()
+            self._began[key] = self._clock()
             try:
                 await self._reconcile(key)
             finally:
@@ -102,7 +107,7 @@ class Loop:
                 self._queue.done(key)
 
     async def _reconcile(self, key: tuple[str, str]) -> None:
-        began = time.monotonic()
+        began = self._clock()
         try:
             after = await self._reconciler.reconcile(key)
         except NotLeadingError:
@@ -121,7 +126,7 @@ class Loop:
             self._observer.failed(error)
             log.exception("%s/%s: a bug; again in %.1f s", *key, self._queue.retry(key))
         else:
-            self._observer.reconciled(time.monotonic() - began)
+            self._observer.reconciled(self._clock() - began)
             self._queue.succeeded(key)
             if after is not None:
                 self._queue.add_after(key, after)

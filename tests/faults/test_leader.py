@@ -80,7 +80,9 @@ def wait_for(holds, what: str, *, seconds: float = 30) -> None:
         time.sleep(0.1)
 
 
-def test_one_acts_and_when_it_is_killed_the_other_does_within_fifteen_seconds(replicas, start, record_property) -> None:
+def test_one_acts_and_when_it_is_killed_the_other_does_within_fifteen_seconds(
+    replicas, start, record_testsuite_property
+) -> None:
     leader, follower = replicas
     job = start("prepare=nap")
     job.reaches("Preparing")
@@ -89,14 +91,14 @@ def test_one_acts_and_when_it_is_killed_the_other_does_within_fifteen_seconds(re
     leader.operator.kill()
     killed = time.monotonic()
     wait_for(lambda: follower.proxy.at, "write of the follower")
-    record_property("seconds until the other writes", follower.proxy.at[0] - killed)
+    record_testsuite_property("seconds until the other writes", follower.proxy.at[0] - killed)
     assert follower.proxy.at[0] - killed < 15
     assert job.reaches("Succeeded")["attempt"] == 1
     assert job.doubled() == []
 
 
 def test_a_leader_that_ends_is_followed_at_once_and_writes_nothing_after_it_gave_the_lease_back(
-    replicas, start, cluster, record_property
+    replicas, start, cluster, record_testsuite_property
 ) -> None:
     leader, follower = replicas
     job = start()
@@ -105,7 +107,7 @@ def test_a_leader_that_ends_is_followed_at_once_and_writes_nothing_after_it_gave
     leader.operator.stop()
     wait_for(lambda: holder(cluster) == follower.operator.name, "new leader", seconds=5)
     taken = time.monotonic()
-    record_property("seconds until the other holds the lease", taken - told)
+    record_testsuite_property("seconds until the other holds the lease", taken - told)
     assert taken - told < 5
     assert job.reaches("Succeeded")["attempt"] == 1
     assert job.doubled() == []

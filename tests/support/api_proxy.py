@@ -83,8 +83,6 @@ class ApiProxy:
         self.after_write: Callable[[int], object] = _nothing
         """Called when the API server has done a write, before the operator hears of it."""
         self._watches: set[asyncio.Transport] = set()
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -96,7 +94,6 @@ class ApiProxy:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(20)
-        self._loop.close()
 
     def cut_watches(self) -> None:
         """Break off every watch."""
@@ -125,9 +122,10 @@ class ApiProxy:
             transport.abort()
 
     def _run(self) -> None:
-        self._loop.run_until_complete(self._serve())
+        asyncio.run(self._serve())
 
     async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=self._ca), limit=0)
         app = web.Application(client_max_size=1 << 26)
         app.router.add_route("*", "/{path:.*}", self._handle)

@@ -107,7 +107,7 @@ class World:
         self._loop = asyncio.new_event_loop()
         self.lost_words = self.deleted_children = 0
         """Last words of pods that nobody can read any more, and Jobs that a user deleted."""
-        self._pods = 0
+        self._pods = self._jobs = 0
         self._highest: dict[str, tuple[int, int]] = {}
         self._over: dict[tuple[str, int], str] = {}
         self.due: datetime | None = None
@@ -129,7 +129,8 @@ class World:
         if self.body is None:
             retries = {"max": RETRIES, "backoffSeconds": 1}
             spec = make_spec(lifecycle={"retries": retries, "onSpecChange": "Rerun", **lifecycle})
-            meta = {"namespace": KEY[0], "name": KEY[1], "generation": 1}
+            self._jobs += 1
+            meta = {"namespace": KEY[0], "name": KEY[1], "generation": 1, "uid": f"{self._jobs:05x}-of-the-job"}
             self.gateway.add("FineTuneJob", {"metadata": meta, "spec": spec})
 
     def change_spec(self, **fields: Any) -> None:

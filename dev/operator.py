@@ -17,6 +17,8 @@ import urllib.request
 from pathlib import Path
 from typing import Self
 
+import yaml
+
 from dev.cluster.local import LocalCluster
 from dev.cluster.parts import Part, plain_environment
 from dev.cluster.ports import free_ports
@@ -60,10 +62,10 @@ class LocalOperator:
         return f"https://127.0.0.1:{self._status_port}"
 
     def install(self) -> None:
-        """Apply the shipped manifests and keep the Deployment from starting a second operator."""
+        """Apply the shipped manifests, the Deployment without pods: even for a moment they would take the Lease."""
         kubectl = self._cluster.kubectl
-        kubectl("apply", "--server-side", "-k", str(ROOT / "manifests"))
-        kubectl("scale", "-n", NAMESPACE, "deployment", ACCOUNT, "--replicas=0")
+        manifests = kubectl("kustomize", str(ROOT / "manifests"))
+        kubectl("apply", "--server-side", "-f", "-", input=_without_pods(manifests))
         kubectl("wait", "--for=condition=Established", "crd", "finetunejobs.finetuning.dev", "--timeout=30s")
         kubectl("wait", "--for=condition=Established", "crd", "finetuneprofiles.finetuning.dev", "--timeout=30s")
 
@@ -139,3 +141,11 @@ class LocalOperator:
                 return True
         except (urllib.error.URLError, OSError):
             return False
+
+
+def _without_pods(manifests: str) -> str:
+    items = [item for item in yaml.safe_load_all(manifests) if item]
+    for item in items:
+        if item["kind"] == "Deployment":
+            item["spec"]["replicas"] = 0
+    return yaml.safe_dump_all(items)

@@ -24,7 +24,7 @@ FAKE_TRAINER = Path(__file__).resolve().parents[1] / "support" / "fake_trainer"
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     images = {"fake-trainer": Image({"PYTHONPATH": str(FAKE_TRAINER)})}
     run_dir = tmp_path_factory.mktemp("cluster")
-    with LocalCluster(run_dir, gpus=8, images=images, with_s3=False) as cluster:
+    with LocalCluster(run_dir, nodes=2, gpus=8, images=images, with_s3=False) as cluster:  # one may be lost
         LocalOperator(cluster).install()
         yield cluster
 

@@ -10,7 +10,8 @@ def test_a_node_that_is_lost_hangs_no_job_and_its_zombie_hurts_none(start, clust
     """16 s until the node counts as lost, 30 s of toleration, grace and 60 s: then the attempt is given up."""
     job = start("train=run", lifecycle={"gracePeriodSeconds": 1, "retries": {"max": 0}})
     job.reaches("Running")
-    node = cluster.node("node-0")
+    (pod,) = [pod for pod in job.children("pods") if pod["status"]["phase"] == "Running"]
+    node = cluster.node(pod["spec"]["nodeName"])
     node.lose()
     try:
         job.until(lambda: job.status.get("attempt") == 2, what="next attempt", seconds=180)

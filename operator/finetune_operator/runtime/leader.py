@@ -96,7 +96,8 @@ class Leader:
                     return False
                 began = self._clock()
                 written = await self._store.write(held_by(self._me, seen.lease))
-        except ConflictError:  # somebody was quicker, or our own write came late: the next look says which
+        except ConflictError as error:  # somebody was quicker, or our own write came late: the next look says which
+            log.info("the Lease has changed meanwhile: %s", error)
             self._seen = None
             return self.leads()
         except (ApiError, TimeoutError) as error:

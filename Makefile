@@ -22,7 +22,7 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv tools lock manifests format lint test test-unit cluster cluster-down store store-down demo images images-check bench-operator bench-prepare bench-trainer quality clean
+.PHONY: help venv tools lock manifests format lint test test-unit test-faults cluster cluster-down store store-down demo images images-check bench-operator bench-prepare bench-trainer quality clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,10 +71,13 @@ lint: $(STAMP) ## Check format, rules, types, import directions, and that genera
 	$(BIN)/python -m dev.generated --check
 
 test: venv ## Run the whole suite, end to end included
-	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
 
 test-unit: $(STAMP) ## Run what needs no process beside it: the inner loop, under a minute
 	$(PYTEST) -n $(WORKERS) tests/unit
+
+test-faults: venv ## Run every fault: an API server away for minutes, kills at each write, long random walks (under 30 minutes)
+	WALKS=2000 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/faults tests/unit/test_walk.py
 
 bench-operator: venv ## Measure the operator with 500 jobs; the last line is one JSON object
 	$(BIN)/python -m benchmarks.operator_bench

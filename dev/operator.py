@@ -17,6 +17,8 @@ import urllib.request
 from pathlib import Path
 from typing import Self
 
+import yaml
+
 from dev.cluster.local import LocalCluster
 from dev.cluster.parts import Part, plain_environment
 from dev.cluster.ports import free_ports
@@ -30,13 +32,24 @@ _READY_SECONDS = 60.0
 class LocalOperator:
     """The operator's process beside a local cluster, with the shipped manifests installed."""
 
-    def __init__(self, cluster: LocalCluster, **settings: str) -> None:
-        """Take a cluster, and FINETUNE_ settings by their lower-case names: `progress_seconds="0"`."""
-        self._cluster = cluster
+    def __init__(
+        self,
+        cluster: LocalCluster,
+        *,
+        name: str = "operator",
+        server: str | None = None,
+        pod_ip: str = "",
+        **settings: str,
+    ) -> None:
+        """Take a cluster, and FINETUNE_ settings by their lower-case names: `progress_seconds="0"`.
+
+        `name` holds the Lease; `server` stands in front of the API server; posts go to `pod_ip` if there is one.
+        """
+        self._cluster, self.name, self._server, self._pod_ip = cluster, name, server, pod_ip
         self._settings = {f"FINETUNE_{name.upper()}": value for name, value in settings.items()}
         self._status_port, self._liveness_port, self.metrics_port = free_ports(3)
         self._part: Part | None = None
-        self.log = cluster.run_dir / "operator.log"
+        self.log = cluster.run_dir / f"{name}.log"
 
     @property
     def pid(self) -> int:
@@ -49,20 +62,20 @@ class LocalOperator:
         return f"https://127.0.0.1:{self._status_port}"
 
     def install(self) -> None:
-        """Apply the shipped manifests and keep the Deployment from starting a second operator."""
+        """Apply the shipped manifests, the Deployment without pods: even for a moment they would take the Lease."""
         kubectl = self._cluster.kubectl
-        kubectl("apply", "--server-side", "-k", str(ROOT / "manifests"))
-        kubectl("scale", "-n", NAMESPACE, "deployment", ACCOUNT, "--replicas=0")
+        manifests = kubectl("kustomize", str(ROOT / "manifests"))
+        kubectl("apply", "--server-side", "-f", "-", input=_without_pods(manifests))
         kubectl("wait", "--for=condition=Established", "crd", "finetunejobs.finetuning.dev", "--timeout=30s")
         kubectl("wait", "--for=condition=Established", "crd", "finetuneprofiles.finetuning.dev", "--timeout=30s")
 
     def start(self) -> None:
         """Start the process and wait until its loop works."""
-        config = self._cluster.kubeconfig_for_service_account(NAMESPACE, ACCOUNT)
+        config = self._cluster.kubeconfig_for_service_account(NAMESPACE, ACCOUNT, server=self._server)
         command = [sys.executable, "-m", "finetune_operator"]
-        self._part = Part("operator", command, log=self.log, env=self._environment(config))
+        self._part = Part(self.name, command, log=self.log, env=self._environment(config))
         self._part.start()
-        self._part.wait_ready(self._is_ready, timeout=_READY_SECONDS)
+        self._part.wait_ready(self.is_healthy, timeout=_READY_SECONDS)
 
     def stop(self) -> None:
         """End it as the kubelet would: SIGTERM."""
@@ -104,6 +117,8 @@ class LocalOperator:
         return plain_environment(
             KUBECONFIG=str(kubeconfig),
             POD_NAMESPACE=NAMESPACE,
+            POD_NAME=self.name,
+            POD_IP=self._pod_ip,
             **{
                 "FINETUNE_STATUS_BIND": f"127.0.0.1:{self._status_port}",
                 "FINETUNE_STATUS_URL": self.status_url,
@@ -115,9 +130,22 @@ class LocalOperator:
             },
         )
 
-    def _is_ready(self) -> bool:
+    def is_running(self) -> bool:
+        """Whether there is a process."""
+        return self._part is not None and self._part.is_alive()
+
+    def is_healthy(self) -> bool:
+        """Whether its liveness probe says so."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._liveness_port}/healthz", timeout=2):
                 return True
         except (urllib.error.URLError, OSError):
             return False
+
+
+def _without_pods(manifests: str) -> str:
+    items = [item for item in yaml.safe_load_all(manifests) if item]
+    for item in items:
+        if item["kind"] == "Deployment":
+            item["spec"]["replicas"] = 0
+    return yaml.safe_dump_all(items)

@@ -20,7 +20,7 @@ _LONG = (
     # These start several processes as well, which would wait for those of the first one.
     *("test_train_ranks", "test_preference", "test_train_processes"),
 )
-_FOLDERS = ("trainer", "e2e", "cluster", "chart", "integration", "unit")
+_FOLDERS = ("trainer", "e2e", "faults", "cluster", "chart", "integration", "unit")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

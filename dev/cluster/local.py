@@ -138,8 +138,13 @@ class LocalCluster:
         eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
         self.api.post(f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", eviction)
 
-    def kubeconfig_for_service_account(self, namespace: str, name: str, *, hours: int = 8) -> Path:
-        """Write a kubeconfig with a token of this service account, and with its rights only."""
+    def kubeconfig_for_service_account(
+        self, namespace: str, name: str, *, hours: int = 8, server: str | None = None
+    ) -> Path:
+        """Write a kubeconfig with a token of this service account, and with its rights only.
+
+        `server` is another way to the API server than its own address: a proxy in front of it.
+        """
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
         request = {
             "apiVersion": "authentication.k8s.io/v1",
@@ -147,8 +152,8 @@ class LocalCluster:
             "spec": {"expirationSeconds": hours * 3600},
         }
         answer = self.api.post(path, request)
-        credentials = Credentials(self.server, self.ca_file, answer["status"]["token"])
-        target = self.run_dir / "kubeconfigs" / f"{namespace}.{name}"
+        credentials = Credentials(server or self.server, self.ca_file, answer["status"]["token"])
+        target = self.run_dir / "kubeconfigs" / f"{namespace}.{name}{'.by-proxy' if server else ''}"
         return credentials.write_kubeconfig(target, user=name, namespace=namespace)
 
     def __enter__(self) -> Self:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,8 @@ from finetune_operator.api.report import ProgressReport
 from finetune_operator.api.views import JobView
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.gateway import KubeGateway
+from finetune_operator.kube.leases import KubeLeaseStore
+from finetune_operator.kube.publish import Address, keep_published
 from finetune_operator.kube.secrets import KubeTlsStore
 from finetune_operator.kube.tokens import KubeTokenReviewer
 from finetune_operator.observability.endpoint import MetricsEndpoint
@@ -35,12 +37,15 @@ from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.directory import Directory
 from finetune_operator.runtime.feed import Feed
 from finetune_operator.runtime.gateway import Kind
+from finetune_operator.runtime.leader import Leader
 from finetune_operator.runtime.loop import Loop
 from finetune_operator.runtime.queue import WorkQueue
 from finetune_operator.runtime.reconciler import Reconciler, Wiring
-from finetune_operator.settings import Settings, progress_path
+from finetune_operator.settings import Settings, parse_bind, progress_path
 
 log = logging.getLogger(__name__)
+_ELECTION_SECONDS = 60.0
+Work = Callable[[], Awaitable[None]]
 
 WATCHED: dict[Kind, tuple[str, str, str]] = {
     "FineTuneJob": (c.GROUP, c.VERSION, c.JOB_PLURAL),
@@ -77,23 +82,27 @@ class Operator:
         self.crashed = False
         self.feed: Feed | None = None
         self.loop: Loop | None = None
+        self.leader: Leader | None = None
 
     async def start(self) -> None:
         """Connect, serve, and start to work."""
         settings, cache, queue, reports = self._settings, Cache(), WorkQueue(), ProgressStore()
-        metrics = Metrics(jobs=lambda: (job.status for job in cache.jobs), depth=queue.depth)
+        metrics = Metrics(jobs=lambda: (job.status for job in cache.jobs), depth=queue.depth, leads=self.leads)
         watching = Watching(metrics)
         self._stack.push_async_callback(asyncio.to_thread, watching.close)
         api = await self._stack.enter_async_context(await KubeClient.connect(answered=watching.answered))
-        gateway = KubeGateway(api, settings.watch_namespace)
+        leases = KubeLeaseStore(api, namespace=settings.namespace, name=c.MANAGER)
+        self.leader = leader = Leader(leases, me=settings.pod_name, told=queue.close)
+        gateway = KubeGateway(api, settings.watch_namespace, may_write=leader.leads)
         self.feed = Feed(cache, queue, forget=reports.forget)
         tls = TlsKeeper(
             KubeTlsStore(api, namespace=settings.namespace, name=SECRET),
             names=server_names(settings.status_url, namespace=settings.namespace),
         )
         directory = Directory(cache=cache, queue=queue, keep=reports.put)
-        endpoint = StatusEndpoint(jobs=_PostingJobs(directory), reviewer=KubeTokenReviewer(api))
-        await self._stack.enter_async_context(StatusServer(bind=settings.status_bind, endpoint=endpoint, tls=tls))
+        endpoint = StatusEndpoint(jobs=_PostingJobs(directory), reviewer=KubeTokenReviewer(api), leading=leader.leads)
+        server = StatusServer(bind=settings.status_bind, endpoint=endpoint, tls=tls, ready=self.is_ready)
+        await self._stack.enter_async_context(server)
         await self._stack.enter_async_context(MetricsEndpoint(bind=settings.metrics_bind, text=metrics.text))
         reconciler = Reconciler(
             cache=cache,
@@ -113,6 +122,7 @@ class Operator:
             gateway=gateway,
             workers=settings.workers,
             resync_seconds=settings.resync_seconds,
+            lead=lambda work: leader.run(self._while_leading(api, work)),
             observer=watching,
         )
         task = asyncio.create_task(self.loop.run(), name="operator-loop")
@@ -120,9 +130,42 @@ class Operator:
         self._stack.push_async_callback(_cancel, task)
 
     async def close(self) -> None:
-        """Stop everything in the reverse order."""
+        """End what is under way, give the Lease back, then stop everything in the reverse order."""
         self.stop.set()  # kopf waits for it in a thread of its own, which would hold up the process's end
+        if self.leader:
+            await self.leader.end()
         await self._stack.aclose()
+
+    def leads(self) -> bool:
+        """Whether this replica is the one that acts."""
+        return self.leader is not None and self.leader.leads()
+
+    def is_ready(self) -> bool:
+        """Whether this replica could lead at once, or does."""
+        return self.loop is not None and self.loop.synced
+
+    def is_healthy(self) -> bool:
+        """Whether the loop and the election move on."""
+        if self.loop is None or self.leader is None:
+            return False
+        return self.loop.is_healthy() and (not self.loop.synced or self.leader.idle_seconds() < _ELECTION_SECONDS)
+
+    def _while_leading(self, api: KubeClient, work: Work) -> Work:
+        """Return the work with what only the leader says: where posts go."""
+        settings = self._settings
+        if not settings.pod_ip:
+            return work
+        _, port = parse_bind(settings.status_bind, variable="FINETUNE_STATUS_BIND")
+        address = Address(settings.pod_ip, port, settings.namespace, settings.pod_name, settings.pod_uid)
+
+        async def published() -> None:
+            task = asyncio.create_task(keep_published(api, address))
+            try:
+                await work()
+            finally:
+                await _cancel(task)
+
+        return published
 
     def _progress_url(self, job: JobView) -> str:
         return self._settings.status_url + progress_path(job.namespace, job.name)
@@ -135,7 +178,7 @@ class Operator:
             self.stop.set()
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[Any]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError, Exception):
         await task
@@ -161,8 +204,8 @@ def build_registry(operator: Operator) -> kopf.OperatorRegistry:
 
     @kopf.on.probe(registry=registry, id="loop", errors=kopf.ErrorsMode.PERMANENT)
     def probe(**_: Any) -> str:
-        if operator.loop is None or not operator.loop.is_healthy():
-            raise RuntimeError("no full LIST for too long")
+        if not operator.is_healthy():
+            raise RuntimeError("the loop or the election stands still")
         return "ok"
 
     for kind, (group, version, plural) in WATCHED.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,6 +19,12 @@ class Settings:
 
     namespace: str
     """Namespace of the operator itself: its TLS Secret lies there (POD_NAMESPACE)."""
+    pod_name: str
+    """Name of the operator's pod, by which it holds the Lease (POD_NAME); made up where there is none."""
+    pod_uid: str
+    """The pod's uid, which owns the status server's EndpointSlice (POD_UID)."""
+    pod_ip: str
+    """The pod's address, to which the leader has progress posted (POD_IP); not published when empty."""
     trainer_image: str | None
     """Image of the trainer where neither job nor profile names one."""
     watch_namespace: str | None
@@ -45,6 +52,10 @@ class Settings:
         namespace = env.get("POD_NAMESPACE", "finetune-system")
         return cls(
             namespace=namespace,
+            # The kubelet starts a container of a pod only once its predecessor is dead, so a name is used by one.
+            pod_name=env.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
+            pod_uid=env.get("POD_UID", ""),
+            pod_ip=env.get("POD_IP", ""),
             trainer_image=env.get("FINETUNE_TRAINER_IMAGE") or None,
             watch_namespace=env.get("FINETUNE_WATCH_NAMESPACE") or None,
             status_bind=env.get("FINETUNE_STATUS_BIND", "0.0.0.0:8443"),

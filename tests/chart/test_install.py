@@ -107,6 +107,13 @@ def test_the_pod_is_admitted_under_restricted_pod_security(cluster):
         pytest.param(f"list secrets -n {NAMESPACE}", "no", id="lists none of its own namespace either"),
         pytest.param(f"get secret/finetune-operator-tls -n {NAMESPACE}", "yes", id="reads its own one"),
         pytest.param(f"update secret/finetune-operator-tls -n {NAMESPACE}", "yes", id="fills its own one"),
+        pytest.param(f"create lease/finetune-operator -n {NAMESPACE}", "yes", id="makes its own Lease"),
+        pytest.param(f"update lease/finetune-operator -n {NAMESPACE}", "yes", id="renews its own Lease"),
+        pytest.param(f"get lease/another -n {NAMESPACE}", "no", id="sees no other Lease"),
+        pytest.param("update lease/finetune-operator -n team", "no", id="no Lease of another namespace"),
+        pytest.param(f"patch endpointslice/finetune-operator-ipv4 -n {NAMESPACE}", "yes", id="says where it is"),
+        pytest.param(f"patch endpointslice/another -n {NAMESPACE}", "no", id="not where others are"),
+        pytest.param(f"create endpointslices -n {NAMESPACE}", "no", id="makes no slice but its own"),
         pytest.param(f"delete secret/finetune-operator-tls -n {NAMESPACE}", "no", id="does not delete it"),
     ],
 )

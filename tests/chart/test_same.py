@@ -57,14 +57,22 @@ def grants(rule):
 
 def test_what_the_manifests_set_is_what_the_operator_would_choose_for_itself():
     shipped = settings_of(chart_objects())
-    bare = Settings.from_env({"POD_NAMESPACE": NAMESPACE, "FINETUNE_TRAINER_IMAGE": "finetune-trainer:0.1.0"})
+    of_the_pod = {"POD_NAMESPACE": NAMESPACE, "POD_NAME": "metadata.name", "POD_UID": "metadata.uid"}
+    trainer = {"FINETUNE_TRAINER_IMAGE": "finetune-trainer:0.1.0"}
+    bare = Settings.from_env({**of_the_pod, "POD_IP": "status.podIP", **trainer})
     assert shipped == bare
 
 
 def settings_of(objects):
     container = container_of(objects)
-    env = {entry["name"]: entry.get("value", NAMESPACE) for entry in container["env"]}
+    env = {entry["name"]: entry.get("value") or field_of(entry) for entry in container["env"]}
     return Settings.from_env(env)
+
+
+def field_of(entry):
+    """What the downward API would put in: of the namespace its name, of other fields their path."""
+    path = entry["valueFrom"]["fieldRef"]["fieldPath"]
+    return NAMESPACE if path == "metadata.namespace" else path
 
 
 def container_of(objects):
@@ -82,6 +90,14 @@ def container_of(objects):
 )
 def test_image(setting, image):
     assert container_of(chart_objects(setting))["image"] == image
+
+
+def test_one_replica_alone_can_be_drained():
+    objects = chart_objects("replicas=1", "priorityClassName=system-cluster-critical")
+    deployment = objects["Deployment", NAMESPACE, "finetune-operator"]["spec"]
+    assert deployment["replicas"] == 1
+    assert deployment["template"]["spec"]["priorityClassName"] == "system-cluster-critical"
+    assert objects["PodDisruptionBudget", NAMESPACE, "finetune-operator"]["spec"]["maxUnavailable"] == 1
 
 
 def test_values_reach_the_settings():
@@ -123,7 +139,8 @@ def test_a_second_operator_can_leave_the_crds_to_the_first():
     ("setting", "complaint"),
     [
         pytest.param("image.digest=abc", "image/digest", id="digest of a wrong form"),
-        pytest.param("replicas=2", "replicas", id="a value that does not exist"),
+        pytest.param("replica=2", "replica", id="a value that does not exist"),
+        pytest.param("replicas=0", "replicas", id="no replica"),
         pytest.param("statusUrl=http://10.0.0.7", "statusUrl", id="status server without TLS"),
         pytest.param("watchNamespace=Team_A", "watchNamespace", id="not a namespace's name"),
     ],

@@ -9,6 +9,7 @@ import copy
 from collections.abc import AsyncIterator
 from typing import Any
 
+from finetune_operator.api import constants as c
 from finetune_operator.api.views import JobView
 from finetune_operator.policy.plan import EventRequest
 from finetune_operator.runtime.gateway import ConflictError, Kind
@@ -56,6 +57,12 @@ class FakeGateway:
         """Return a batch Job."""
         return copy.deepcopy(self.objects["Job"].get((namespace, name)))
 
+    async def pods_of(self, job: JobView) -> tuple[Body, ...]:
+        """Return the pods of a FineTuneJob."""
+        pods = [body for body in self.objects["Pod"].values() if body["metadata"]["namespace"] == job.namespace]
+        labelled = [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(c.LABEL_JOB_UID) == job.uid]
+        return tuple(copy.deepcopy(labelled))
+
     async def create_job(self, manifest: Body) -> Body:
         """Create a batch Job."""
         self._maybe_fail()
@@ -73,10 +80,12 @@ class FakeGateway:
         """Create a PodGroup, if there is none of that name."""
         self.calls.append(f"pod group {manifest['metadata']['name']} of {manifest['spec']['minMember']}")
 
-    async def delete_job(self, namespace: str, name: str) -> None:
-        """Delete a batch Job."""
+    async def delete_job(self, namespace: str, name: str, *, uid: str) -> None:
+        """Delete a batch Job, unless it is another one of its name."""
         self.calls.append(f"delete {name}")
-        self.objects["Job"].pop((namespace, name), None)
+        found = self.objects["Job"].get((namespace, name))
+        if found and found["metadata"]["uid"] == uid:
+            del self.objects["Job"][namespace, name]
 
     async def delete_finetunejob(self, job: JobView) -> None:
         """Delete a FineTuneJob."""

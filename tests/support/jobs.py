@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from dev.cluster.local import KubectlError, LocalCluster
 
 Body = dict[str, Any]
+STAGE = "finetuning.dev/stage"
 
 
 def make_manifest(name: str, script: str = "", **spec: Any) -> Body:
@@ -61,6 +63,16 @@ class RunningJob:
         selector = f"involvedObject.name={self.name},involvedObject.kind=FineTuneJob"
         found = json.loads(self.kubectl("get", "events", "--field-selector", selector, "-o", "json"))["items"]
         return [item["reason"] for item in found]
+
+    def doubled(self) -> list[str]:
+        """Return what there is more than one of, for a job whose one attempt was to do: Jobs, pods, Events, charges."""
+        made = [
+            f"{kind} {item['metadata']['labels'][STAGE]}" for kind in ("jobs", "pods") for item in self.children(kind)
+        ]
+        told = [f"event {reason}" for reason in self.events()]
+        twice = [what for what, count in Counter(made + told).items() if count > 1]
+        charged = self.status.get("restarts") not in ({"failures": 0, "disruptions": 0}, None)
+        return twice + ["restarts"] * charged
 
     def kubectl(self, *arguments: str) -> str:
         """Run kubectl in the job's namespace."""

@@ -38,6 +38,16 @@ class Counted:
         return next(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} "))
 
 
+def test_a_replica_that_does_not_lead_tells_of_no_jobs_so_that_each_is_counted_once() -> None:
+    leads = [True, False]
+    replicas = [Metrics(phases=lambda: ["Running"], depth=lambda: 3, leads=lambda one=one: one) for one in leads]
+    leader, follower = (metrics.text().decode() for metrics in replicas)
+    assert 'finetune_jobs{phase="Running"} 1.0' in leader
+    assert "finetune_jobs{" not in follower
+    assert ("finetune_leader 1.0" in leader, "finetune_leader 0.0" in follower) == (True, True)
+    assert "finetune_queue_depth 0.0" in follower
+
+
 def test_a_run_that_succeeds() -> None:
     counted = Counted()
     story = counted.story

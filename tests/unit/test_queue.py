@@ -61,3 +61,24 @@ async def test_backoff_doubles_up_to_its_bound_and_is_forgotten_with_success() -
     assert max(delays) <= MAX_BACKOFF * 1.2
     queue.succeeded(A)
     assert queue.retry(A) <= 1.2
+
+
+async def test_a_queue_that_is_held_gives_out_nothing_until_its_time_whatever_is_added() -> None:
+    queue, loop = WorkQueue(), asyncio.get_running_loop()
+    start = loop.time()
+    queue.add(A)
+    queue.hold(6)
+    worker = asyncio.create_task(queue.get())
+    await asyncio.sleep(1)
+    queue.add(B)
+    assert await worker == A
+    assert loop.time() - start == pytest.approx(6, abs=0.1)
+
+
+async def test_a_queue_that_is_closed_lets_every_worker_go() -> None:
+    queue = WorkQueue()
+    workers = [asyncio.create_task(queue.get()) for _ in range(3)]
+    await asyncio.sleep(1)
+    queue.close()
+    queue.add(A)
+    assert await asyncio.gather(*workers, queue.get()) == [None] * 4

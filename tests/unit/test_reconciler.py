@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -34,12 +36,12 @@ class Operator:
     """Cache, queue and reconciler over a fake API."""
 
     def __init__(self, gateway: FakeGateway) -> None:
-        self.cache, self.queue = Cache(), WorkQueue()
+        self.cache, self.queue, self.now = Cache(), WorkQueue(), NOW
         self.feed = Feed(self.cache, self.queue, forget=lambda uid: None)
         wiring = Wiring(progress_url=lambda job: "https://operator/x", progress_ca=lambda: "CA")
         self.reconciler = Reconciler(
             cache=self.cache, gateway=gateway, settings=SETTINGS, wiring=wiring,
-            latest=lambda uid: None, clock=lambda: NOW,
+            latest=lambda uid: None, clock=lambda: self.now,
         )  # fmt: skip
 
 
@@ -269,3 +271,115 @@ async def _only(gateway: FakeGateway) -> dict[str, Any]:
 
 async def _die(manifest: dict[str, Any]) -> dict[str, Any]:
     raise SystemExit(1)
+
+
+async def _begun(operator: Operator, gateway: FakeGateway) -> dict[str, Any]:
+    """Have the first Job created and seen; return it."""
+    await operator.reconciler.reconcile(KEY)
+    await operator.reconciler.reconcile(KEY)
+    return next(iter(gateway.objects["Job"].values()))
+
+
+@pytest.mark.parametrize(
+    "owners",
+    [
+        pytest.param([], id="orphaned"),
+        pytest.param(
+            [{"kind": "FineTuneJob", "name": "x", "uid": "uid-of-another", "controller": True}],
+            id="another-finetunejob",
+        ),
+        pytest.param(
+            [{"kind": "CronJob", "name": "x", "uid": "uid-of-a-cronjob", "controller": True}], id="another-kind"
+        ),
+    ],
+)
+async def test_a_job_that_somebody_else_adopted_is_ours_no_more_and_never_touched(operator, gateway, owners) -> None:
+    job = await _begun(operator, gateway)
+    job["metadata"]["ownerReferences"] = owners
+    operator.feed.seen("Job", gateway.add("Job", job))
+    await operator.reconciler.reconcile(KEY)
+    status = operator.cache.job(KEY).status
+    assert (status.attempt, status.last_failure.reason, status.restarts.failures) == (2, "JobDeleted", 0)
+    assert not any(call.startswith("delete") for call in gateway.calls)
+
+
+async def test_a_pod_that_lost_its_label_is_seen_no_more(operator, gateway) -> None:
+    job = await _begun(operator, gateway)
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    owner = {"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"], "controller": True}
+    meta = {"namespace": "team", "name": "pod", "labels": labels, "ownerReferences": [owner]}
+    pod = {"metadata": meta, "status": {"phase": "Running"}}
+    operator.feed.seen("Pod", gateway.add("Pod", pod))
+    ours = operator.cache.job(KEY)
+    assert len(operator.cache.pods_of(ours)) == 1
+    pod["metadata"]["labels"] = {}
+    operator.feed.seen("Pod", gateway.add("Pod", pod))
+    assert operator.cache.pods_of(ours) == ()
+
+
+async def test_a_job_whose_labels_were_changed_is_still_the_attempts(operator, gateway) -> None:
+    job = await _begun(operator, gateway)
+    job["metadata"]["labels"] = {**job["metadata"]["labels"], "finetuning.dev/attempt": "9"}
+    operator.feed.seen("Job", gateway.add("Job", job))
+    await operator.reconciler.reconcile(KEY)
+    assert operator.cache.job(KEY).status.attempt == 1
+
+
+async def test_what_claims_from_another_namespace_to_be_ours_is_not(operator, gateway) -> None:
+    job = await _begun(operator, gateway)
+    forged = copy.deepcopy(job)
+    forged["metadata"] = {**forged["metadata"], "namespace": "rivals", "uid": "uid-of-the-forgery"}
+    forged["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    operator.feed.seen("Job", gateway.add("Job", forged))
+    owner = {"kind": "Job", "name": job["metadata"]["name"], "uid": "uid-of-the-forgery", "controller": True}
+    meta = {"namespace": "rivals", "name": "pod", "ownerReferences": [owner]}
+    meta["labels"] = job["spec"]["template"]["metadata"]["labels"]
+    operator.feed.seen("Pod", gateway.add("Pod", {"metadata": meta, "status": {"phase": "Running"}}))
+    view = operator.cache.snapshot(KEY, None)
+    assert [child.namespace for child in view.children] == ["team"]
+    assert view.pods == ()
+
+
+async def test_another_job_under_the_name_of_one_that_is_to_end_stays(operator, gateway) -> None:
+    job = await _begun(operator, gateway)
+    body = await _only(gateway)
+    body["spec"]["lifecycle"] = {"suspend": True}
+    operator.feed.seen("FineTuneJob", gateway.add("FineTuneJob", body))
+    gateway.add("Job", {**job, "metadata": {**job["metadata"], "uid": "uid-of-another"}})  # the watch is late
+    await operator.reconciler.reconcile(KEY)
+    assert f"delete {job['metadata']['name']}" in gateway.calls
+    assert [body["metadata"]["uid"] for body in gateway.objects["Job"].values()] == ["uid-of-another"]
+
+
+def _pod_of(job: dict[str, Any], **status: Any) -> dict[str, Any]:
+    owner = {"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"], "controller": True}
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    meta = {"namespace": "team", "name": "pod", "uid": "uid-of-the-pod", "labels": labels, "ownerReferences": [owner]}
+    return {"metadata": meta, "status": status}
+
+
+async def test_a_result_that_the_watch_of_pods_has_not_brought_yet_is_not_lost(operator, gateway) -> None:
+    job = await _begun(operator, gateway)
+    operator.feed.seen("Pod", gateway.add("Pod", _pod_of(job, phase="Running")))
+    ended = {"terminated": {"exitCode": 0, "message": prepared_message().encode()}}
+    gateway.add("Pod", _pod_of(job, phase="Succeeded", containerStatuses=[{"name": "prepare", "state": ended}]))
+    job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    operator.feed.seen("Job", gateway.add("Job", job))
+    await operator.reconciler.reconcile(KEY)
+    status = operator.cache.job(KEY).status
+    assert (status.last_failure, status.dataset.train_examples) == (None, 90)
+
+
+async def test_no_attempt_begins_while_a_pod_lives_that_the_watch_has_not_brought_yet(operator, gateway) -> None:
+    job = await _begun(operator, gateway)
+    pod = gateway.add("Pod", _pod_of(job, phase="Running"))
+    gateway.objects["Job"].clear()
+    operator.feed.gone("Job", job["metadata"]["uid"])
+    for _ in range(3):
+        await operator.reconciler.reconcile(KEY)
+        operator.now += timedelta(seconds=30)
+    assert (operator.cache.job(KEY).status.attempt, gateway.objects["Job"]) == (2, {})
+    gateway.objects["Pod"].clear()
+    operator.feed.gone("Pod", pod["metadata"]["uid"])
+    await operator.reconciler.reconcile(KEY)
+    assert [name.rsplit("-", 2)[1] for _, name in gateway.objects["Job"]] == ["a2"]

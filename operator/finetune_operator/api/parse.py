@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from sys import intern
 from typing import Any, Literal
 
@@ -42,8 +42,12 @@ def parse_profile(body: Body) -> ProfileView:
 
 
 def parse_child(body: Body) -> ChildJob | None:
-    """Return a batch Job of ours, or None if no FineTuneJob controls it."""
-    meta, labels = body["metadata"], body["metadata"].get("labels") or {}
+    """Return a batch Job of ours, or None if no FineTuneJob controls it.
+
+    Which attempt it is stands in its pod template, that nobody can change, and not in labels that anybody can.
+    """
+    meta, template = body["metadata"], body["spec"].get("template") or {}
+    labels = (template.get("metadata") or {}).get("labels") or {}
     owner = _controller(meta)
     if owner is None or owner["kind"] != c.JOB_KIND or c.LABEL_STAGE not in labels:
         return None
@@ -61,7 +65,7 @@ def parse_child(body: Body) -> ChildJob | None:
         failure_reason=failed.get("reason", ""),
         failure_message=failed.get("message", ""),
         suspended=(body.get("spec") or {}).get("suspend") is True,
-        queue_priority=labels.get(c.LABEL_QUEUE_PRIORITY),
+        queue_priority=(meta.get("labels") or {}).get(c.LABEL_QUEUE_PRIORITY),
     )
 
 
@@ -120,8 +124,20 @@ def parse_gpu_node(body: Body) -> GpuNode:
 
 
 def parse_time(text: str | None) -> datetime | None:
-    """Return an RFC 3339 time, or None."""
-    return datetime.fromisoformat(text) if text else None
+    """Return an RFC 3339 time; None where there is none, or something else."""
+    try:
+        time = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return time if time and time.tzinfo else None
+
+
+def later(time: datetime, seconds: float) -> datetime:
+    """Return the time so many seconds later; the end of all time where a status says nonsense."""
+    try:
+        return time + timedelta(seconds=seconds)
+    except OverflowError:
+        return (datetime.max if seconds > 0 else datetime.min).replace(tzinfo=UTC)
 
 
 def format_time(time: datetime) -> str:

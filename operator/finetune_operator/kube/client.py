@@ -72,6 +72,11 @@ class KubeClient:
         """PATCH an object by a JSON merge patch; None if it is gone."""
         return await self._request("PATCH", path, body=body, content_type="application/merge-patch+json")
 
+    async def apply(self, path: str, body: Body, *, manager: str) -> Body | None:
+        """Server-side apply: create or change, taking over whatever somebody else has put into these fields."""
+        query: dict[str, str | int] = {"fieldManager": manager, "force": "true"}
+        return await self._request("PATCH", path, query=query, body=body, content_type="application/apply-patch+yaml")
+
     async def delete(self, path: str, body: Body) -> None:
         """DELETE an object; nothing there is no error."""
         await self._request("DELETE", path, body=body)
@@ -90,7 +95,8 @@ class KubeClient:
         began = time.time_ns()
         try:
             headers = {"Accept": accept, "Content-Type": content_type}
-            status, data = await self._exchange(method, path, query=query, body=body, headers=headers)
+            response = await self._send(method, path, query=query, body=body, headers=headers, limits=_TIMEOUT)
+            status, data = response.status, await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             self._answered(method, path, "<error>", began)
             raise TransientError(f"{method} {path}: {type(error).__name__}: {error}") from error
@@ -98,8 +104,11 @@ class KubeClient:
         if status == _NOT_FOUND and method != "POST":
             return None
         if status >= _OK:
-            raise error_for(status, data, f"{method} {path}")
-        parsed: Body = json.loads(data)
+            raise error_for(status, data, f"{method} {path}", retry_after=response.headers.get("Retry-After"))
+        try:
+            parsed: Body = json.loads(data)
+        except ValueError as error:  # whoever stands before the API server has answered in its place
+            raise TransientError(f"{method} {path}: {status}, but no JSON") from error
         return parsed
 
     async def stream(self, path: str, query: dict[str, str | int]) -> AsyncIterator[Body]:
@@ -116,12 +125,6 @@ class KubeClient:
                 response.response.close()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise TransientError(f"watch {path}: {type(error).__name__}: {error}") from error
-
-    async def _exchange(
-        self, method: str, path: str, *, query: dict[str, str | int] | None, body: Body | None, headers: dict[str, str]
-    ) -> tuple[int, bytes]:
-        response = await self._send(method, path, query=query, body=body, headers=headers, limits=_TIMEOUT)
-        return response.status, await response.read()
 
     async def _send(
         self,

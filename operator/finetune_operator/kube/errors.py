@@ -9,14 +9,15 @@ from finetune_operator.runtime.gateway import ApiError, ConflictError, RejectedE
 _CONFLICT, _TOO_MANY, _SERVER_ERROR, _UNAUTHORIZED = 409, 429, 500, 401
 
 
-def error_for(status: int, body: bytes, what: str) -> ApiError:
+def error_for(status: int, body: bytes, what: str, *, retry_after: str | None = None) -> ApiError:
     """Return the error that a response stands for, with the API server's own message."""
     message = f"{what}: {status} {_message(body)}"
     if status == _CONFLICT:
         return ConflictError(message)
     # 401: the token has just been rotated and is read again with the next request.
     if status in (_TOO_MANY, _UNAUTHORIZED) or status >= _SERVER_ERROR:
-        return TransientError(message)
+        wait = float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
+        return TransientError(message, retry_after=wait)
     return RejectedError(message)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -11,7 +11,7 @@ from finetune_operator.api import constants as c
 from finetune_operator.api.views import JobView
 from finetune_operator.kube.client import METADATA_ALONE, Body, KubeClient
 from finetune_operator.policy.plan import EventRequest
-from finetune_operator.runtime.gateway import ConflictError, Kind
+from finetune_operator.runtime.gateway import ConflictError, Kind, NotLeadingError
 
 _PAGE = 250
 _SELECTORS: dict[Kind, str] = {"Job": c.MANAGED_SELECTOR, "Pod": c.MANAGED_SELECTOR, "Node": c.LABEL_GPU_PRODUCT}
@@ -20,8 +20,11 @@ _SELECTORS: dict[Kind, str] = {"Job": c.MANAGED_SELECTOR, "Pod": c.MANAGED_SELEC
 class KubeGateway:
     """Implements `runtime.gateway.Gateway`."""
 
-    def __init__(self, api: KubeClient, watch_namespace: str | None) -> None:
-        self._api, self._namespace = api, watch_namespace
+    def __init__(
+        self, api: KubeClient, watch_namespace: str | None, *, may_write: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`may_write` is asked before each write; where it says no, NotLeadingError is raised."""
+        self._api, self._namespace, self._may_write = api, watch_namespace, may_write
 
     async def list(self, kind: Kind) -> AsyncIterator[Body]:
         """Yield all objects of a kind, page by page."""
@@ -62,37 +65,49 @@ class KubeGateway:
         """Return a batch Job, or None."""
         return await self._api.get(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}")
 
+    async def pods_of(self, job: JobView) -> tuple[Body, ...]:
+        """Return the pods of a FineTuneJob, as the API server has them now."""
+        query: dict[str, str | int] = {"labelSelector": f"{c.LABEL_JOB_UID}={job.uid}"}
+        page = await self._api.get(f"/api/v1/namespaces/{job.namespace}/pods", query) or {}
+        return tuple(page.get("items", []))
+
     async def create_job(self, manifest: Body) -> Body:
         """Create a batch Job."""
-        return await self._api.post(f"/apis/batch/v1/namespaces/{manifest['metadata']['namespace']}/jobs", manifest)
+        return await self._writer.post(f"/apis/batch/v1/namespaces/{manifest['metadata']['namespace']}/jobs", manifest)
 
     async def create_service(self, manifest: Body) -> None:
         """Create a Service, or find it there: its name has the job's uid in it."""
         with suppress(ConflictError):
-            await self._api.post(f"/api/v1/namespaces/{manifest['metadata']['namespace']}/services", manifest)
+            await self._writer.post(f"/api/v1/namespaces/{manifest['metadata']['namespace']}/services", manifest)
 
     async def create_pod_group(self, manifest: Body) -> None:
         """Create coscheduling's PodGroup, or find it there: its name is an attempt's."""
         path = f"/apis/{manifest['apiVersion']}/namespaces/{manifest['metadata']['namespace']}/podgroups"
         with suppress(ConflictError):
-            await self._api.post(path, manifest)
+            await self._writer.post(path, manifest)
 
-    async def delete_job(self, namespace: str, name: str) -> None:
-        """Delete a batch Job; its pods follow."""
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        await self._api.delete(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}", options)
+    async def delete_job(self, namespace: str, name: str, *, uid: str) -> None:
+        """Delete a batch Job; its pods follow. Another one of its name stays."""
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": uid},
+        }
+        with suppress(ConflictError):
+            await self._writer.delete(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}", options)
 
     async def delete_finetunejob(self, job: JobView) -> None:
         """Delete a FineTuneJob; its children follow."""
         path = f"/apis/{c.API_VERSION}/namespaces/{job.namespace}/{c.JOB_PLURAL}/{job.name}"
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": job.uid}}
-        await self._api.delete(path, options)
+        await self._writer.delete(path, options)
 
     async def write_status(self, job: JobView, patch: Body) -> Body | None:
         """Merge a patch into the status, locked by the view's resourceVersion."""
         path = f"/apis/{c.API_VERSION}/namespaces/{job.namespace}/{c.JOB_PLURAL}/{job.name}/status"
         lock = {"resourceVersion": job.resource_version, "uid": job.uid}
-        return await self._api.merge(path, {"metadata": lock, "status": patch})
+        return await self._writer.merge(path, {"metadata": lock, "status": patch})
 
     async def emit_event(self, job: JobView, event: EventRequest) -> None:
         """Record an Event about the job."""
@@ -118,7 +133,13 @@ class KubeGateway:
             "lastTimestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "count": 1,
         }
-        await self._api.post(f"/api/v1/namespaces/{job.namespace}/events", body)
+        await self._writer.post(f"/api/v1/namespaces/{job.namespace}/events", body)
+
+    @property
+    def _writer(self) -> KubeClient:
+        if not self._may_write():
+            raise NotLeadingError("this replica does not lead")
+        return self._api
 
     async def _collection(self, kind: Kind) -> str | None:
         """Return the path of a kind; None where there is nothing to list."""

@@ -30,10 +30,19 @@ _ASKING = (Phase.QUEUED, Phase.STARTING, Phase.RUNNING, Phase.SUSPENDING)
 class Metrics:
     """The operator's metrics, and the text that they are served as."""
 
-    def __init__(self, *, jobs: Callable[[], Iterable[FineTuneJobStatus]], depth: Callable[[], int]) -> None:
-        """`jobs` yields the status of every job, `depth` is the number of jobs that wait to be looked at."""
+    def __init__(
+        self,
+        *,
+        jobs: Callable[[], Iterable[FineTuneJobStatus]],
+        depth: Callable[[], int],
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`jobs` yields the status of every job, `depth` is the number of jobs that wait to be looked at.
+
+        Where `leads` says no, another replica tells how many jobs there are, and each is counted once.
+        """
         self._registry = registry = CollectorRegistry()
-        registry.register(_Now(jobs, depth))
+        registry.register(_Now(jobs, depth, leads))
         ProcessCollector(registry=registry)
         self._attempts = Counter("finetune_attempts", "Attempts begun.", registry=registry)
         self._failures = Counter(
@@ -117,20 +126,27 @@ class Metrics:
 class _Now(Collector):
     """What is so at the moment of the scrape."""
 
-    def __init__(self, jobs: Callable[[], Iterable[FineTuneJobStatus]], depth: Callable[[], int]) -> None:
-        self._jobs, self._depth = jobs, depth
+    def __init__(
+        self, jobs: Callable[[], Iterable[FineTuneJobStatus]], depth: Callable[[], int], leads: Callable[[], bool]
+    ) -> None:
+        self._jobs, self._depth, self._leads = jobs, depth, leads
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the gauges."""
+        leads = self._leads()
+        yield GaugeMetricFamily("finetune_leader", "Whether this replica is the one that acts.", value=leads)
         tally: Tally[str] = Tally()
         gpus: Tally[str] = Tally()
-        for status in self._jobs():
+        for status in self._jobs() if leads else ():
             phase = status.phase or Phase.PENDING
             tally[phase] += 1
             gpus[phase] += status.resolved.gpus if status.resolved else 0
-        yield _by_phase("finetune_jobs", "FineTuneJobs by phase.", tally, Phase)
-        yield _by_phase("finetune_gpus", "GPUs that training pods have or wait for, by phase.", gpus, _ASKING)
-        yield GaugeMetricFamily("finetune_queue_depth", "Jobs that wait to be looked at.", value=self._depth())
+        told = "told by the leader"
+        yield _by_phase("finetune_jobs", f"FineTuneJobs by phase, {told}.", tally, Phase if leads else ())
+        asked = "GPUs that training pods have or wait for, by phase"
+        yield _by_phase("finetune_gpus", f"{asked}, {told}.", gpus, _ASKING if leads else ())
+        depth = self._depth() if leads else 0
+        yield GaugeMetricFamily("finetune_queue_depth", "Jobs that wait to be looked at.", value=depth)
 
 
 def _by_phase(name: str, text: str, tally: Tally[str], phases: Iterable[Phase]) -> GaugeMetricFamily:

@@ -6,12 +6,12 @@ All are computed from times in the status, so that a restart of the operator cha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Reason
 from finetune_operator.api.job import Lifecycle
-from finetune_operator.api.parse import parse_time
+from finetune_operator.api.parse import later, parse_time
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.policy.draft import Draft
 from finetune_operator.policy.progress import duration
@@ -48,7 +48,7 @@ def stalls_at(draft: Draft, lifecycle: Lifecycle) -> datetime | None:
     progress = draft.status.progress
     times = (draft.since(T.RUNNING), parse_time(progress.last_step_time) if progress else None)
     last = max((time for time in times if time), default=None)
-    return last + timedelta(seconds=lifecycle.stall_timeout_seconds) if last else None
+    return later(last, lifecycle.stall_timeout_seconds) if last else None
 
 
 def _deadlines(status: FineTuneJobStatus, lifecycle: Lifecycle) -> Iterator[tuple[datetime, Reason, str]]:
@@ -58,7 +58,7 @@ def _deadlines(status: FineTuneJobStatus, lifecycle: Lifecycle) -> Iterator[tupl
     if lifecycle.active_deadline_seconds is not None:
         limit = lifecycle.active_deadline_seconds
         yield (
-            begun + timedelta(seconds=limit),
+            later(begun, limit),
             Reason.DEADLINE_EXCEEDED,
             (
                 f"the job was active for {duration(limit)} (lifecycle.activeDeadlineSeconds): "
@@ -68,7 +68,7 @@ def _deadlines(status: FineTuneJobStatus, lifecycle: Lifecycle) -> Iterator[tupl
     if lifecycle.start_deadline_seconds is not None and status.training_start_time is None:
         limit = lifecycle.start_deadline_seconds
         yield (
-            begun + timedelta(seconds=limit),
+            later(begun, limit),
             Reason.START_DEADLINE_EXCEEDED,
             (f"the trainer did not work within {duration(limit)} (lifecycle.startDeadlineSeconds)"),
         )
@@ -77,4 +77,4 @@ def _deadlines(status: FineTuneJobStatus, lifecycle: Lifecycle) -> Iterator[tupl
 def _counted_from(status: FineTuneJobStatus) -> datetime | None:
     """Return the start, moved on by the time in suspension."""
     start = parse_time(status.start_time)
-    return start + timedelta(seconds=status.suspended_seconds or 0) if start else None
+    return later(start, status.suspended_seconds or 0) if start else None

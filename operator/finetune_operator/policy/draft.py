@@ -11,7 +11,7 @@ from finetune_operator.api.parse import format_time, parse_time
 from finetune_operator.api.status import Condition, FineTuneJobStatus
 from finetune_operator.api.views import JobView
 
-_ORDER = {kind: place for place, kind in enumerate(T)}
+_ORDER = {str(kind): place for place, kind in enumerate(T)}
 MAX_MESSAGE = 1024
 
 
@@ -20,7 +20,7 @@ class Draft:
 
     def __init__(self, job: JobView, now: datetime) -> None:
         self._job, self.now = job, now
-        self._conditions = {condition.type: condition for condition in job.status.conditions}
+        self._conditions: dict[str, Condition] = {condition.type: condition for condition in job.status.conditions}
         self.status = job.status
 
     def set(self, **fields: Any) -> None:
@@ -65,7 +65,7 @@ class Draft:
         """Return the status with phase, kstatus conditions and generation in it."""
         phase = self._phase()
         self._kstatus(phase)
-        ordered = sorted(self._conditions.values(), key=lambda item: _ORDER.get(T(item.type), 99))
+        ordered = sorted(self._conditions.values(), key=lambda item: _ORDER.get(item.type, len(_ORDER)))
         return self.status.model_copy(
             update={"phase": phase, "conditions": tuple(ordered), "observed_generation": self._job.generation}
         )

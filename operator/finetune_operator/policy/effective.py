@@ -130,12 +130,15 @@ def _applicable(defaults: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any
     return kept
 
 
-def _snapshot(job: JobView) -> ProfileView | None:
+def _snapshot(job: JobView) -> ProfileView | Problem | None:
     resolved = job.status.resolved
     if not resolved or not resolved.profile:
         return None
     kept = resolved.profile
-    spec = FineTuneProfileSpec.model_validate(kept.spec, extra="ignore")
+    try:
+        spec = FineTuneProfileSpec.model_validate(kept.spec, extra="ignore")
+    except ValidationError as error:
+        return Problem(Reason.INVALID_SPEC, f"status.resolved.profile: {_first_error(error)}")
     return ProfileView(name=kept.name, generation=kept.generation, is_default=False, spec=spec)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from finetune_contract import paths
 from finetune_contract.outcome import Usage
 from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Reason
-from finetune_operator.api.parse import format_time, parse_time
+from finetune_operator.api.parse import format_time, later, parse_time
 from finetune_operator.api.report import ProgressReport
 from finetune_operator.api.status import CheckpointStatus, Progress
 from finetune_operator.policy.draft import Draft
@@ -51,7 +51,7 @@ def _usage(draft: Draft, report: ProgressReport) -> None:
 def wait_seconds(progress: Progress | None, *, now: datetime, least: float) -> float:
     """Return how long the next report has to wait. Keeps 500 jobs from 250 status writes a second."""
     last = parse_time(progress.updated_at) if progress else None
-    return (last + timedelta(seconds=least) - now).total_seconds() if last else 0.0
+    return (later(last, least) - now).total_seconds() if last else 0.0
 
 
 def shown(value: float | None) -> float | None:

@@ -6,12 +6,12 @@ Disruptions are not charged to the budget, but have a cap and a backoff of their
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from finetune_contract.exit_codes import FailureClass
 from finetune_operator.api.conditions import Reason
 from finetune_operator.api.job import OnOutOfMemory, Retries
-from finetune_operator.api.parse import parse_time
+from finetune_operator.api.parse import later, parse_time
 from finetune_operator.api.status import FineTuneJobStatus, ResolvedStatus, Restarts
 
 MAX_DISRUPTIONS = 100
@@ -50,7 +50,7 @@ def not_before(status: FineTuneJobStatus, retries: Retries) -> datetime | None:
     time = parse_time(failure.time) if failure else None
     if not failure or not time or status.attempt != failure.attempt + 1:
         return None
-    return time + timedelta(seconds=_backoff(status.restarts or Restarts(), failure.failure_class, retries))
+    return later(time, _backoff(status.restarts or Restarts(), failure.failure_class, retries))
 
 
 def _backoff(restarts: Restarts, failure_class: FailureClass, retries: Retries) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from finetune_operator.api.conditions import Reason
+from finetune_operator.api.parse import later
 from finetune_operator.api.views import ContainerView, PodView
 
 _IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
@@ -65,7 +66,7 @@ def lost_after(pod: PodView) -> datetime | None:
     if pod.is_terminal:
         return None
     if pod.deleted_at:  # deletionTimestamp has the grace period in it
-        return pod.deleted_at + timedelta(seconds=STUCK_SECONDS)
+        return later(pod.deleted_at, STUCK_SECONDS)
     if pod.disrupted_at:
-        return pod.disrupted_at + timedelta(seconds=pod.grace_seconds + STUCK_SECONDS)
+        return later(pod.disrupted_at, pod.grace_seconds + STUCK_SECONDS)
     return None

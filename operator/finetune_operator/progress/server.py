@@ -1,4 +1,4 @@
-"""The status server: HTTPS, one route, in the operator's own event loop.
+"""The status server: HTTPS, one route for posts, in the operator's own event loop.
 
 It speaks Kubeflow Trainer's protocol (kubeflow/trainer, pkg/statusserver), so that transformers' own callback reports
 without any code of ours. Results never depend on it: the last word is the pod's termination message.
@@ -28,11 +28,15 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class StatusServer:
     """Listens from `start` to `stop`; also an async context manager."""
 
-    def __init__(self, *, bind: str, endpoint: StatusEndpoint, tls: TlsKeeper) -> None:
+    def __init__(
+        self, *, bind: str, endpoint: StatusEndpoint, tls: TlsKeeper, ready: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`ready` is what the readiness probe is told, over the same TLS that trainers speak."""
         self._host, self._port = parse_bind(bind, variable="FINETUNE_STATUS_BIND")
         self._tls = tls
         # Trainers keep no connection: an idle one is worth little. The access log would be a line a post.
-        self._runner = web.AppRunner(build_app(endpoint), access_log=None, keepalive_timeout=15, shutdown_timeout=2)
+        app = build_app(endpoint, ready)
+        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=15, shutdown_timeout=2)
         self._renewal: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -69,10 +73,15 @@ class StatusServer:
         await self.stop()
 
 
-def build_app(endpoint: StatusEndpoint) -> web.Application:
-    """Return the application: the one route, and `Status` for every error."""
+def build_app(endpoint: StatusEndpoint, ready: Callable[[], bool]) -> web.Application:
+    """Return the application: the route of posts, that of the kubelet's probe, and `Status` for every error."""
+
+    async def readyz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok") if ready() else web.Response(status=503, text="nothing is known yet")
+
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_status])
     app.router.add_post(progress_path("{namespace}", "{name}"), endpoint.handle)
+    app.router.add_get("/readyz", readyz)
     return app
 
 

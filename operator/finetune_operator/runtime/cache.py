@@ -127,22 +127,24 @@ class Cache:
         view = self.jobs.get(uid)
         return view.key if view else None
 
-    def pods_of(self, uid: str) -> tuple[PodView, ...]:
-        """Return the pods of a FineTuneJob."""
-        return _all(self.pods, self._pods_of.get(uid, ()))
+    def pods_of(self, job: JobView) -> tuple[PodView, ...]:
+        """Return the pods of a FineTuneJob. Labels and owners that say so in another namespace say nothing."""
+        found = _all(self.pods, self._pods_of.get(job.uid, ()))
+        return tuple(pod for pod in found if pod.namespace == job.namespace)
 
     def snapshot(self, key: Key, report: ProgressReport | None) -> View | None:
         """Return everything that is known about a FineTuneJob, or None if there is none."""
         job = self.job(key)
         if job is None:
             return None
-        children = self._children_of.get(job.uid, set())
-        workloads = [uid for child in children for uid in self._workloads_of.get(child, ())]
+        children = _all(self.children, self._children_of.get(job.uid, ()))
+        own = tuple(child for child in children if child.namespace == job.namespace)
+        workloads = [uid for child in own for uid in self._workloads_of.get(child.uid, ())]
         return View(
             job=job,
             profiles=tuple(self.profiles),
-            children=_all(self.children, children),
-            pods=self.pods_of(job.uid),
+            children=own,
+            pods=self.pods_of(job),
             workloads=_all(self.workloads, workloads),
             kueue=self.kueue,
             gpu_nodes=self.gpu_nodes,

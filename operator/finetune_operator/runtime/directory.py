@@ -21,7 +21,7 @@ class Directory:
         if job is None:
             return None
         current = job.status.job.name if job.status.job else None
-        pods = self._cache.pods_of(job.uid)
+        pods = self._cache.pods_of(job)
         live = frozenset(pod.uid for pod in pods if pod.child == current and not pod.is_terminal)
         return job.uid, job.status.attempt, live
 

@@ -16,7 +16,7 @@ from finetune_operator.api.parse import (
     parse_profile,
     parse_workload,
 )
-from finetune_operator.api.views import GpuNode
+from finetune_operator.api.views import ChildJob, GpuNode
 from finetune_operator.policy.decide import is_terminal
 from finetune_operator.runtime.cache import Cache, Shelf
 from finetune_operator.runtime.gateway import Gateway, Kind, RejectedError
@@ -64,6 +64,11 @@ class Feed:
             if job.status.queue is not None and not is_terminal(job.status):
                 self._queue.add(job.key)
 
+    def enqueue_all(self) -> None:
+        """Have every job looked at, those that have ended as well: their time to go may have come."""
+        for job in self._cache.jobs:
+            self._queue.add(job.key)
+
     async def relist(self, gateway: Gateway) -> None:
         """LIST everything: fill the cache, drop what is gone, look at every job.
 
@@ -105,14 +110,22 @@ class Feed:
     def _seen_below(self, kind: Kind, body: dict[str, Any], version: str) -> str | None:
         """Keep what belongs to a FineTuneJob; return that one's uid if it was news."""
         if kind == "Job":
-            child = parse_child(body)
-            return child.owner_uid if child and self._cache.put_child(child, version) else None
+            return self._child(parse_child(body), uid=body["metadata"]["uid"], version=version)
         if kind == "Pod":
             pod = parse_pod(body)
+            if pod is None:
+                self.gone("Pod", body["metadata"]["uid"])
             return pod.owner_uid if pod and self._cache.put_pod(pod, version) else None
         workload = parse_workload(body)
         kept = workload and self._cache.put_workload(workload, version)
         return self._cache.owner_of(workload) if workload and kept else None
+
+    def _child(self, child: ChildJob | None, *, uid: str, version: str) -> str | None:
+        """One that has got another owner, or none, is gone for the one that it had."""
+        known = self._cache.children.get(uid)
+        if known and (child is None or child.owner_uid != known.owner_uid):
+            self.gone("Job", uid)
+        return child.owner_uid if child and self._cache.put_child(child, version) else None
 
     def _enqueue_owner(self, uid: str | None) -> None:
         key = self._cache.key_of(uid) if uid else None

@@ -27,6 +27,15 @@ class RejectedError(ApiError):
 class TransientError(ApiError):
     """Too many requests, a server error or no connection: try again later."""
 
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        """`retry_after`: the seconds that the API server wants to be left alone for."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NotLeadingError(ApiError):
+    """Another replica may lead by now: nothing is written."""
+
 
 class Gateway(Protocol):
     """The Kubernetes API, as far as the loop needs it. Every method raises ApiError."""
@@ -47,6 +56,9 @@ class Gateway(Protocol):
     async def get_job(self, namespace: str, name: str) -> Body | None:
         """Return a batch Job, or None."""
 
+    async def pods_of(self, job: JobView) -> tuple[Body, ...]:
+        """Return the pods of a FineTuneJob, as the API server has them now."""
+
     async def create_job(self, manifest: Body) -> Body:
         """Create a batch Job and return it. Raises ConflictError if the name is taken."""
 
@@ -56,8 +68,8 @@ class Gateway(Protocol):
     async def create_pod_group(self, manifest: Body) -> None:
         """Create coscheduling's PodGroup; one of that name is taken for it. Raises RejectedError."""
 
-    async def delete_job(self, namespace: str, name: str) -> None:
-        """Delete a batch Job and its pods in the background; nothing there is no error."""
+    async def delete_job(self, namespace: str, name: str, *, uid: str) -> None:
+        """Delete a batch Job and its pods in the background; nothing there, or another of its name, is no error."""
 
     async def delete_finetunejob(self, job: JobView) -> None:
         """Delete a FineTuneJob, unless it is another one by now."""

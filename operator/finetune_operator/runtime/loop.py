@@ -1,4 +1,4 @@
-"""The tasks that run as long as the operator: workers over the queue, and the periodic LIST.
+"""The tasks that run as long as the operator: workers over the queue while it leads, and the periodic LIST.
 
 A task that ends takes the process down: an operator that lives on half is worse than one that is restarted.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
 from finetune_operator.runtime.feed import Feed
-from finetune_operator.runtime.gateway import ApiError, ConflictError, Gateway
+from finetune_operator.runtime.gateway import ApiError, ConflictError, Gateway, NotLeadingError, TransientError
 from finetune_operator.runtime.observer import Nobody, Observer
 from finetune_operator.runtime.queue import WorkQueue
 from finetune_operator.runtime.reconciler import Reconciler
@@ -18,6 +19,10 @@ from finetune_operator.runtime.reconciler import Reconciler
 log = logging.getLogger(__name__)
 _FIRST_LIST_RETRY = 2.0
 _KUEUE_AGAIN = 5.0
+_LIST_RETRY = 30.0
+_STUCK_SECONDS = 600.0
+"""One reconcile is a few requests of at most 30 s each."""
+Lead = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
 
 
 class Loop:
@@ -32,12 +37,18 @@ class Loop:
         gateway: Gateway,
         workers: int,
         resync_seconds: float,
+        lead: Lead,
         observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`lead` runs what it is given whenever, and as long as, this replica leads."""
         self._queue, self._reconciler, self._feed, self._gateway = queue, reconciler, feed, gateway
         self._workers, self._resync_seconds = workers, resync_seconds
-        self._observer = observer or Nobody()
-        self._last_resync = time.monotonic()
+        self._lead, self._observer, self._clock = lead, observer or Nobody(), clock
+        self._last_resync = self._clock()
+        self._began: dict[tuple[str, str], float] = {}
+        self.synced = False
+        """Whether everything has been listed once."""
 
     async def run(self) -> None:
         """Work until cancelled. Raises what a task raised."""
@@ -45,33 +56,48 @@ class Loop:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._resync())
             tasks.create_task(self._follow_kueue())
-            for _ in range(self._workers):
-                tasks.create_task(self._work())
+            await self._lead(self._work)
 
     def is_healthy(self) -> bool:
-        """Whether the periodic LIST still comes: false has the kubelet restart the operator."""
-        return time.monotonic() - self._last_resync < 3 * self._resync_seconds + 60
+        """Whether work moves on: false has the kubelet restart the operator.
+
+        An API server that does not answer is no reason: a restart would only lose what is known.
+        """
+        now = self._clock()
+        stuck = any(now - began > _STUCK_SECONDS for began in self._began.values())
+        return not stuck and now - self._last_resync < 3 * self._resync_seconds + _STUCK_SECONDS
+
+    async def _work(self) -> None:
+        """Look at everything, then at what changes. What another leader has begun is gone on with."""
+        self._feed.enqueue_all()
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self._workers):
+                tasks.create_task(self._take_keys())
 
     async def _first_list(self) -> None:
         """Nothing is decided before everything is known once: a Job not yet listed would look missing."""
         while True:
+            self._last_resync = self._clock()
             try:
                 await self._feed.relist(self._gateway)
-                self._last_resync = time.monotonic()
             except ApiError as error:
                 log.warning("the first LIST failed, trying again: %s", error)
                 await asyncio.sleep(_FIRST_LIST_RETRY)
             else:
+                self.synced = True
                 return
 
     async def _resync(self) -> None:
+        wait = self._resync_seconds
         while True:
-            await asyncio.sleep(self._resync_seconds)
+            await asyncio.sleep(wait)
+            wait = self._resync_seconds
             try:
                 await self._feed.relist(self._gateway)
-                self._last_resync = time.monotonic()
             except ApiError as error:
-                log.warning("LIST failed, the next is in %.0f s: %s", self._resync_seconds, error)
+                wait = min(wait, _LIST_RETRY)
+                log.warning("LIST failed, the next is in %.0f s: %s", wait, error)
+            self._last_resync = self._clock()
 
     async def _follow_kueue(self) -> None:
         """Watch Kueue's Workloads while there is a Kueue. kopf would not: it looks for a kind when its CRD is written,
@@ -89,19 +115,22 @@ class Loop:
                 log.debug("Kueue's Workloads are watched again in %.0f s: %s", _KUEUE_AGAIN, error)
             await asyncio.sleep(_KUEUE_AGAIN)
 
-    async def _work(self) -> None:
-        while True:
-            key = await self._queue.get()
+    async def _take_keys(self) -> None:
+        while (key := await self._queue.get()) is not None:
+            self._began[key] = self._clock()
             try:
                 await self._reconcile(key)
             finally:
+                del self._began[key]
                 self._queue.done(key)
 
     async def _reconcile(self, key: tuple[str, str]) -> None:
-        began = time.monotonic()
+        began = self._clock()
         try:
             with self._observer.reconciling(key):
                 after = await self._reconciler.reconcile(key)
+        except NotLeadingError:
+            log.info("%s/%s: left to the replica that leads", *key)
         except ConflictError as error:
             self._observer.failed(error)
             # The watch brings what was written; look again soon even if it does not.
@@ -109,12 +138,14 @@ class Loop:
             self._queue.add_after(key, 0.2)
         except ApiError as error:
             self._observer.failed(error)
+            if isinstance(error, TransientError):
+                self._queue.hold(error.retry_after)
             log.warning("%s/%s: %s; again in %.1f s", *key, error, self._queue.retry(key))
         except Exception as error:
             self._observer.failed(error)
             log.exception("%s/%s: a bug; again in %.1f s", *key, self._queue.retry(key))
         else:
-            self._observer.reconciled(time.monotonic() - began)
+            self._observer.reconciled(self._clock() - began)
             self._queue.succeeded(key)
             if after is not None:
                 self._queue.add_after(key, after)

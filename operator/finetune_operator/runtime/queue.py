@@ -14,6 +14,7 @@ from collections import deque
 from finetune_operator.api.views import Key
 
 FIRST_BACKOFF, MAX_BACKOFF = 1.0, 300.0
+MAX_HOLD = 60.0
 
 
 class WorkQueue:
@@ -27,6 +28,8 @@ class WorkQueue:
         self._due: dict[Key, float] = {}
         self._later: list[tuple[float, Key]] = []
         self._wake = asyncio.Event()
+        self._closed = False
+        self._held_until = 0.0
 
     def add(self, key: Key) -> None:
         """Have a key looked at as soon as a worker is free."""
@@ -48,6 +51,10 @@ class WorkQueue:
             self._wake.set()
         return None
 
+    def hold(self, seconds: float) -> None:
+        """Give out nothing for so long: the API server has asked to be left alone, whatever happens meanwhile."""
+        self._held_until = max(self._held_until, self._now() + min(seconds, MAX_HOLD))
+
     def retry(self, key: Key) -> float:
         """Have a key looked at after its backoff, which doubles with each failure; return the seconds."""
         count = self._failures[key] = self._failures.get(key, 0) + 1
@@ -59,15 +66,22 @@ class WorkQueue:
         """Forget a key's failures."""
         self._failures.pop(key, None)
 
-    async def get(self) -> Key:
-        """Wait for a key and take it. Call `done` when finished with it."""
-        while not self._ready:
+    def close(self) -> None:
+        """Give out no more keys: every `get` returns None."""
+        self._closed = True
+        self._wake.set()
+
+    async def get(self) -> Key | None:
+        """Wait for a key and take it; None once closed. Call `done` when finished with it."""
+        while not self._closed and not self._has_one():
             self._wake.clear()
             self._promote()
-            if self._ready:
+            if self._has_one():
                 break
             await self._sleep()
             self._promote()
+        if self._closed:
+            return None
         key = self._ready.popleft()
         self._dirty.discard(key)
         self._processing.add(key)
@@ -84,6 +98,9 @@ class WorkQueue:
         """Return how many keys wait for a worker."""
         return len(self._ready)
 
+    def _has_one(self) -> bool:
+        return bool(self._ready) and self._now() >= self._held_until
+
     def _promote(self) -> None:
         now = self._now()
         while self._later and self._later[0][0] <= now:
@@ -93,7 +110,9 @@ class WorkQueue:
                 self.add(key)
 
     async def _sleep(self) -> None:
-        timeout = max(0.0, self._later[0][0] - self._now()) if self._later else None
+        times = [self._later[0][0]] if self._later else []
+        times += [self._held_until] if self._ready else []
+        timeout = max(0.0, min(times) - self._now()) if times else None
         try:
             async with asyncio.timeout(timeout):
                 await self._wake.wait()

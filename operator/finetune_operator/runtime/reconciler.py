@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_operator.api.parse import parse_child, parse_job
+from finetune_operator.api.parse import parse_child, parse_job, parse_pod
 from finetune_operator.api.report import ProgressReport
 from finetune_operator.api.views import JobView, Key, View
 from finetune_operator.builders.job import build_job, owner_reference
@@ -62,6 +62,9 @@ class Reconciler:
         if view is None:
             return None
         plan = decide(view, self._clock(), self._settings)
+        if _needs_pods_as_they_are(view, plan):
+            view = await self._with_pods(view)
+            plan = decide(view, self._clock(), self._settings)
         return await self._act(view, plan)
 
     async def _observe(self, key: Key) -> View | None:
@@ -81,6 +84,17 @@ class Reconciler:
         if body and child and child.uid == seen.uid:
             self._cache.put_child(child, body["metadata"]["resourceVersion"])
 
+    async def _with_pods(self, view: View) -> View:
+        """Return the view with its pods as the API server has them: two watches are never equally far."""
+        bodies = await self._gateway.pods_of(view.job)
+        pods = {pod.uid: (pod, body) for body in bodies if (pod := parse_pod(body))}
+        for pod, body in pods.values():
+            self._cache.put_pod(pod, body["metadata"]["resourceVersion"])
+        for known in view.pods:
+            if known.uid not in pods:
+                self._cache.drop_pod(known.uid)
+        return self._cache.snapshot(view.job.key, self._latest(view.job.uid)) or view
+
     async def _act(self, view: View, plan: Plan) -> float | None:
         job = view.job
         if plan.status is not None:
@@ -91,8 +105,9 @@ class Reconciler:
         if plan.delete_self:
             await self._gateway.delete_finetunejob(job)
             return None
-        for name in plan.delete:
-            await self._gateway.delete_job(job.namespace, name)
+        for child in view.children:
+            if child.name in plan.delete:
+                await self._gateway.delete_job(job.namespace, child.name, uid=child.uid)
         if plan.create:
             await self._create_or_say_why_not(job, plan)
         await self._announce(job, plan)
@@ -166,6 +181,21 @@ class Reconciler:
         if body is None or child is None or child.owner_uid != job.uid:
             raise RejectedError(f"the name {name} is taken by a Job that is not this FineTuneJob's")
         return body
+
+
+def _needs_pods_as_they_are(view: View, plan: Plan) -> bool:
+    """Whether a decision rests on pods that the cache may not know yet: how a Job has ended, or that none is left.
+
+    The first attempt has no predecessor, and ordinarily a pod's end is seen before its Job's: then nothing is asked.
+    """
+    if plan.create is not None and (plan.create.run, plan.create.attempt) != (1, 1):
+        return True
+    current = view.job.status.job
+    ended = {child.name for child in view.children if child.state != "active"}
+    if plan.status is None or current is None or current.name not in ended:
+        return False
+    pods = [pod for pod in view.pods if pod.child == current.name]
+    return not pods or not all(pod.is_terminal for pod in pods)
 
 
 def _about(job: JobView) -> dict[str, object]:

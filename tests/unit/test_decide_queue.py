@@ -279,9 +279,10 @@ def test_what_kueue_writes_is_read_in_its_newest_form_and_the_job_by_its_suspend
     body["metadata"]["ownerReferences"] = [{**owner, "kind": "RayJob"}]
     assert parse_workload(body) is None
     ours = {"apiVersion": "finetuning.dev/v1alpha1", "kind": "FineTuneJob", "uid": "u", "name": "x", "controller": True}
-    labels = {"finetuning.dev/stage": "train", "kueue.x-k8s.io/priority-class": "high"}
+    labels = {"kueue.x-k8s.io/priority-class": "high"}
+    template = {"metadata": {"labels": {"finetuning.dev/stage": "train"}}}
     job = {"metadata": {"namespace": "team", "name": "x", "uid": "u", "labels": labels, "ownerReferences": [ours]},
-           "spec": {"suspend": True}}  # fmt: skip
+           "spec": {"suspend": True, "template": template}}  # fmt: skip
     child = parse_child(job)
     assert child is not None
     assert (child.suspended, child.queue_priority) == (True, "high")

@@ -13,6 +13,7 @@ import yaml
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_operator.api.conditions import Phase
+from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.observability.logs import JsonFormatter
 from finetune_operator.observability.metrics import Metrics
 from finetune_trainer.prometheus import _METRICS, exposition
@@ -40,7 +41,8 @@ class Counted:
 
 def test_a_replica_that_does_not_lead_tells_of_no_jobs_so_that_each_is_counted_once() -> None:
     leads = [True, False]
-    replicas = [Metrics(phases=lambda: ["Running"], depth=lambda: 3, leads=lambda one=one: one) for one in leads]
+    jobs = [FineTuneJobStatus(phase=Phase.RUNNING)]
+    replicas = [Metrics(jobs=lambda: jobs, depth=lambda: 3, leads=lambda one=one: one) for one in leads]
     leader, follower = (metrics.text().decode() for metrics in replicas)
     assert 'finetune_jobs{phase="Running"} 1.0' in leader
     assert "finetune_jobs{" not in follower

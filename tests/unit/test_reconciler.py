@@ -233,7 +233,7 @@ async def test_a_kueue_that_comes_later_is_noticed_and_followed(gateway, monkeyp
     asked: list[object] = []
     operator.queue.add = asked.append
     loop = Loop(queue=operator.queue, reconciler=operator.reconciler, feed=operator.feed, gateway=gateway,
-                workers=1, resync_seconds=600)  # fmt: skip
+                workers=1, resync_seconds=600, lead=lambda work: work())  # fmt: skip
     task = asyncio.create_task(loop.run())
     await _until(lambda: bool(asked))  # the first LIST
     asked.clear()

@@ -135,6 +135,7 @@ def training_rows(lineage: Lineage) -> list[tuple[str, str]]:
         ("Steps", f"{training.steps}, weights of step {training.best_step or training.steps}"),
         ("Batch", f"{resolved.batch_size} examples, {training.micro_batch_size or resolved.micro_batch_size} a pass"),
         ("Activations", "recomputed" if training.gradient_checkpointing else "kept"),
+        ("Steps computed by", training.computed_by or "transformers and PEFT"),
         ("Learning rate", f"{resolved.learning_rate:g}, {wanted.scheduler}, warm-up {wanted.warmup_ratio:g}"),
         ("Longest sequence", f"{resolved.max_sequence_length} tokens"),
         ("Loss on", str(resolved.loss)),

@@ -135,9 +135,22 @@ def longest_batch(loop: Loop, micro_batch: int) -> dict[str, Any]:
     """Return the batch of the longest examples."""
     rows = loop.train_dataset
     lengths = row_lengths(rows)
-    longest = sorted(range(len(lengths)), key=lambda index: -lengths[index])[:micro_batch]
-    batch: dict[str, Any] = loop.data_collator([rows[index] for index in longest])
+    longest = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    if loop.tokens_a_pass is not None:
+        return _flat_batch(loop, longest, same=lengths[longest[0]] == lengths[longest[-1]])
+    batch: dict[str, Any] = loop.data_collator([rows[index] for index in longest[:micro_batch]])
     return batch
+
+
+def _flat_batch(loop: Loop, longest: list[int], *, same: bool) -> dict[str, Any]:
+    """Return the fullest micro-batch of a step of the longest examples, and after it one of another length, if steps
+    have such: the compiler has then seen what they will ask of it.
+    """
+    rows, count = loop.train_dataset, loop.args.per_device_train_batch_size
+    batch: dict[str, Any] = loop.data_collator([rows[index] for index in longest[:count]])
+    fullest = max(batch["micro_batches"], key=lambda one: one.input_ids.shape[1])
+    short = [] if same else loop.data_collator([rows[longest[-1]]])["micro_batches"]
+    return {**batch, "micro_batches": [fullest, *short]}
 
 
 def largest_divisor(number: int, *, at_most: int) -> int | None:

@@ -28,13 +28,15 @@ from finetune_trainer.dataset import Data, collator
 from finetune_trainer.distributed import FETCHING, told_to_stop, world
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import held_out_loss
+from finetune_trainer.fast import FastPath
 from finetune_trainer.figures import GpuClock
+from finetune_trainer.flat_trainer import FlatTrainer
 from finetune_trainer.head import score_counted_tokens
 from finetune_trainer.held_out import stop_reason
+from finetune_trainer.micro_batches import StepCollator
 from finetune_trainer.optimizers import raise_second_rates
 from finetune_trainer.ranked import shareable
 from finetune_trainer.summary import trained_tokens
-from finetune_trainer.zero import ZeroTrainer
 
 STATE = "trainer_state.json"
 USAGE = "usage.json"
@@ -48,7 +50,7 @@ class _StopBeforeTheFirstStepError(Exception):
     """The measurement that a resumed run begins with says that it is over; Trainer would train a step first."""
 
 
-class Loop(ZeroTrainer):
+class Loop(FlatTrainer):
     """One run's training loop."""
 
     control: TrainerControl
@@ -64,7 +66,13 @@ class Loop(ZeroTrainer):
         flatten: bool,
         patience: int | None = None,
         second_rate: float = 1.0,
+        fast: FastPath | None = None,
+        micro_batch: int | None = None,
     ) -> None:
+        """Make it; `micro_batch` are the examples of a pass, by which the fast path counts its tokens."""
+        self.fast = fast
+        self.micro_batch = micro_batch or arguments.per_device_train_batch_size
+        self.tokens_a_pass = self.micro_batch * prepared.resolved.max_sequence_length if fast else None
         self._prepared, self._data, self._patience = prepared, data, patience
         self._second_rate = second_rate
         self._resumed_at: int | None = None
@@ -97,12 +105,18 @@ class Loop(ZeroTrainer):
         return Path(self.args.output_dir)
 
     @property
+    def recomputes(self) -> bool:
+        """Whether the backward pass computes activations again."""
+        return self.fast.recompute if self.fast else bool(self.args.gradient_checkpointing)
+
+    @property
     def precision(self) -> Precision:
         """The precision that steps are computed in."""
         return self._prepared.resolved.precision
 
     def forget_steps(self) -> None:
         """Drop gradients and statistics of passes that were no steps."""
+        super().forget_steps()
         self.model.zero_grad(set_to_none=True)
         self._metrics["train"].clear()
         self._total_train_tokens = 0
@@ -154,6 +168,8 @@ class Loop(ZeroTrainer):
 
     def _collator(self, *, flatten: bool) -> Any:
         """Return what makes batches of examples."""
+        if self.tokens_a_pass:
+            return StepCollator(tokens=self.tokens_a_pass, pad_token_id=self._prepared.pad_token_id)
         return collator(self._prepared, flatten=flatten)
 
     def load_best(self) -> None:

@@ -31,6 +31,8 @@ class Training(Model):
     checkpoint_step: int | None = None
     micro_batch_size: int | None = None
     gradient_checkpointing: bool | None = None
+    computed_by: str | None = None
+    """What the steps were computed by, beside transformers and PEFT."""
     trained_tokens: int | None = None
     """Over all attempts, prompts included."""
     tokens_per_second: float | None = None

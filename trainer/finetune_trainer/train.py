@@ -33,6 +33,7 @@ from finetune_trainer.evaluation.forgetting import general_rows
 from finetune_trainer.evaluation.judge import Judged, Pair, judge_pairs
 from finetune_trainer.evaluation.measured import Measured
 from finetune_trainer.export import Lineage, export
+from finetune_trainer.fast_choice import fast_path
 from finetune_trainer.fetch import fetch_model
 from finetune_trainer.figures import GpuClock, gpus
 from finetune_trainer.logs import log
@@ -153,12 +154,20 @@ def _get_ready(run: Run) -> tuple[Loop, Measured]:
         model = load_for_training(run.config, resolved, run.fetched.path, run.tokenizer)
     preference = _preference(run)
     kind = partial(PreferenceLoop, preference=preference) if preference else Loop
+    share = resolved.batch_size // world().size
+    fast = fast_path(model, run.config.spec, resolved, run.data.train, work=run.folder.parent)
 
     def make(plan: Plan) -> Loop:
-        micro_batch, chosen = plan.micro_batch, resolved.model_copy(update={"gradient_checkpointing": plan.recompute})
-        set_recomputation(model, on=plan.recompute)
+        micro_batch, recompute = plan.micro_batch, plan.recompute and fast is None
+        set_recomputation(model, on=recompute)
+        if fast:  # cuts a step itself, and recomputes itself
+            fast.recompute = plan.recompute
         arguments = loop_arguments(
-            run.config, chosen, micro_batch=micro_batch, folder=run.folder / "loop", sharing=sharing
+            run.config,
+            resolved.model_copy(update={"gradient_checkpointing": recompute}),
+            micro_batch=share if fast else micro_batch,
+            folder=run.folder / "loop",
+            sharing=sharing,
         )
         loop = kind(
             model=model,
@@ -169,6 +178,8 @@ def _get_ready(run: Run) -> tuple[Loop, Measured]:
             flatten=resolved.packing and micro_batch > 1,
             patience=early_stopping.patience if early_stopping else None,
             second_rate=(run.config.spec.lora or Lora()).lora_plus_ratio or 1.0,
+            fast=fast,
+            micro_batch=micro_batch,
         )
         if not sharing:
             hold_trained(model)  # TRL holds a quantised model's adapters in bfloat16
@@ -176,7 +187,7 @@ def _get_ready(run: Run) -> tuple[Loop, Measured]:
 
     log.info("dry run of the longest micro-batch")
     free = run.config.spec.hyperparameters.gradient_checkpointing is None
-    others = plans(wanted, batch_size=resolved.batch_size // world().size, free=free)
+    others = plans(wanted, batch_size=share, free=free)
     # An engine is made once: where its plan does not fit, the next attempt has a smaller micro-batch.
     loop = fit(make, [wanted] if sharing else others)
     if isinstance(loop, PreferenceLoop) and preference and preference.needs_reference:

@@ -7,7 +7,7 @@ somewhat more than DPO (1e-6 for all weights is TRL's default).
 
 from __future__ import annotations
 
-from finetune_contract.spec import Method, Objective, Optimizer, TuningSpec
+from finetune_contract.spec import Lora, Method, Objective, Optimizer, Precision, TuningSpec
 
 RATES: dict[Objective, dict[Method, float]] = {
     Objective.SFT: {Method.LORA: 2e-4, Method.QLORA: 2e-4, Method.FULL: 1e-5},
@@ -28,6 +28,14 @@ def usual_rate(spec: TuningSpec) -> tuple[float, str]:
     if spec.hyperparameters.optimizer is Optimizer.LION_8BIT:
         return rate * LION_SHARE, f"a fifth of what is usual for {with_what} with AdamW"
     return rate, f"usual for {with_what}"
+
+
+def takes_fast_path(spec: TuningSpec, precision: Precision, *, gpus: int) -> bool:
+    """Whether the trainer computes steps on its fast path, as far as the job and not its model decides that."""
+    lora = spec.lora or Lora()
+    adapters = spec.method is not Method.FULL and spec.objective is Objective.SFT
+    plain = lora.dropout == 0 and not (lora.dora or lora.modules_to_save or spec.model.new_tokens)
+    return bool(gpus) and adapters and plain and precision is Precision.BFLOAT16
 
 
 def sides(spec: TuningSpec) -> int:

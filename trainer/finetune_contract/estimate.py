@@ -71,6 +71,8 @@ class Tuning:
     """Sequences an example: a preference has two."""
     sharing: Sharing = ALONE
     """What the GPUs share out."""
+    fast: bool = False
+    """Whether the trainer computes steps on its fast path, as it does of adapters on a GPU, if the model has one."""
 
 
 def estimate(shape: ModelShape, tuning: Tuning, *, gpu_bytes: int | None = None) -> Estimate:
@@ -220,16 +222,7 @@ def _weights(shape: ModelShape, tuning: Tuning) -> int:
 
 def _at_the_peak(shape: ModelShape, tuning: Tuning, trained: int) -> dict[str, int]:
     """Return what comes and goes, at the moment when it is most."""
-    found = activations.count(
-        shape,
-        tuning.method,
-        size=_size(tuning.precision),
-        weights=_trained_size(tuning),
-        targets=_targets(shape, tuning.lora),
-        micro_batch=tuning.micro_batch * tuning.sides,
-        length=tuning.sequence_length,
-        packing=tuning.packing,
-    )
+    found = _activations(shape, tuning)
     copies = _copies(shape, tuning, trained)
     one = 1 if tuning.recompute else shape.layers  # layers whose activations are there in the backward pass
     kept = shape.layers * found.boundary if tuning.recompute else 0
@@ -250,6 +243,23 @@ def _at_the_peak(shape: ModelShape, tuning: Tuning, trained: int) -> dict[str, i
         },
     )
     return max(moments, key=lambda moment: sum(moment.values()))
+
+
+def _activations(shape: ModelShape, tuning: Tuning) -> activations.Activations:
+    size = _size(tuning.precision)
+    if tuning.fast:
+        tokens = tuning.micro_batch * tuning.sequence_length
+        return activations.count_fast(shape, tuning.method, size=size, tokens=tokens)
+    return activations.count(
+        shape,
+        tuning.method,
+        size=size,
+        weights=_trained_size(tuning),
+        targets=_targets(shape, tuning.lora),
+        micro_batch=tuning.micro_batch * tuning.sides,
+        length=tuning.sequence_length,
+        packing=tuning.packing,
+    )
 
 
 def _copies(shape: ModelShape, tuning: Tuning, trained: int) -> int:

@@ -45,6 +45,7 @@ def fitting(
             micro_batch=size,
             recompute=again,
             sharing=sharing,
+            fast=tuning.fast and not sharing.zero_stage,
             packing=(size > 1 and sparse) if given is None else given,
         )
         for again, sharing, size in _order(spec, tuning, device)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from finetune_contract.dataset_spec import DatasetFormat
-from finetune_contract.defaults import BETA, EPOCHS, sides, usual_rate
+from finetune_contract.defaults import BETA, EPOCHS, sides, takes_fast_path, usual_rate
 from finetune_contract.estimate import Tuning
 from finetune_contract.fitting import ResolveError, fitting
 from finetune_contract.prepared import Estimate, Resolved
@@ -127,6 +127,7 @@ def choose(
         optimizer=wanted.optimizer,
         new_tokens=len(spec.model.new_tokens),
         sides=sides(spec),
+        fast=takes_fast_path(spec, precision, gpus=device.gpus),
     )
     if prefers and wanted.packing:
         raise ResolveError(f"hyperparameters.packing: with {spec.objective} examples are not packed; remove it.")

@@ -51,6 +51,12 @@ LABEL org.opencontainers.image.title="finetune-operator" \
       org.opencontainers.image.revision="${REVISION}"
 
 FROM runtime AS trainer
+# Triton compiles what calls its kernels when they are first used: a C compiler and Python's headers, in this image alone.
+USER root
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev && \
+    { python3 -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
+      apt-get install -y -qq --no-install-recommends python3-dev; } && rm -rf /var/lib/apt/lists/*
+USER 10001:10001
 ENV HF_HOME=/var/lib/finetune/work/.huggingface \
     XDG_CACHE_HOME=/var/lib/finetune/work/.cache
 COPY --from=trainer-packages /opt/finetune /opt/finetune

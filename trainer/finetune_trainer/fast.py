@@ -29,6 +29,8 @@ from finetune_trainer.micro_batches import MicroBatch
 
 GRAPHS = 64
 """Graphs that one piece of code may have: kinds of decoder layers, with a fixed and a variable number of tokens."""
+COMPILERS = 4
+"""Processes that compile kernels: each has torch in its memory, which counts against the pod's limit."""
 _KINDS_OF_ATTENTION = frozenset({"full_attention", "sliding_attention"})
 
 
@@ -160,8 +162,12 @@ def _gated_classes(backbone: Any) -> dict[Any, type]:
 
 
 def _compiled(layers: Any) -> list[Callable[..., Any]]:
+    from torch._inductor import config as inductor
+
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)
+    dynamo.optimize_ddp = False  # a layer is small enough to wait for, and would be cut into more graphs
+    inductor.compile_threads = min(inductor.compile_threads or COMPILERS, COMPILERS)
     return [torch.compile(layer._call_impl, fullgraph=True) for layer in layers]
 
 

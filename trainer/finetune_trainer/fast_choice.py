@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,10 +15,11 @@ from finetune_contract.spec import Method, Objective, Precision, TuningSpec
 from finetune_trainer.dataset import Row
 from finetune_trainer.distributed import world
 from finetune_trainer.failures import is_accelerator_out_of_memory
-from finetune_trainer.fast import FastPath
-from finetune_trainer.fast_check import EXAMPLES, disagreement
 from finetune_trainer.logs import log
 from finetune_trainer.model import device
+
+if TYPE_CHECKING:
+    from finetune_trainer.fast import FastPath
 
 _COMPILED = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
@@ -28,11 +29,11 @@ def fast_path(model: Any, spec: TuningSpec, resolved: Resolved, rows: Sequence[R
     if not _worth_it():
         return None
     found = _unasked(spec, resolved) or _try(model, resolved, rows, work=work)
-    if isinstance(found, FastPath):
-        log.info("fast path: %s", found.summary)
-        return found
-    log.warning("plain path, as transformers and PEFT compute: %s", found)
-    return None
+    if isinstance(found, str):
+        log.warning("plain path, as transformers and PEFT compute: %s", found)
+        return None
+    log.info("fast path: %s", found.summary)
+    return found
 
 
 def _worth_it() -> bool:
@@ -59,6 +60,9 @@ def _try(model: Any, resolved: Resolved, rows: Sequence[Row], *, work: Path) -> 
         os.environ.setdefault(variable, str(work / "compiled" / folder))
     path, reason = None, None
     try:
+        from finetune_trainer.fast import FastPath
+        from finetune_trainer.fast_check import EXAMPLES, disagreement
+
         path = FastPath(model, compiled=device().type == "cuda")
         if device().type == "cuda":
             length = resolved.max_sequence_length

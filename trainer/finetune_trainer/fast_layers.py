@@ -11,19 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import bitsandbytes
 import torch
 from peft.tuners.lora import Linear
-from peft.tuners.lora.bnb import Linear4bit
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from torch.nn.functional import linear, pad
 
 from finetune_trainer.kernels.gated_mlp import ACTIVATIONS, RANKS, TILE_WIDTH, act, gated_mlp
-from finetune_trainer.kernels.nf4 import Parts, frozen_linear, parts
+from finetune_trainer.kernels.nf4 import Parts
 
 ADAPTER = "default"
-_PARTS = "_nf4_parts"
+PARTS = "_nf4_parts"
+"""Where a layer in NF4 holds the tensors of its weight."""
 _SAME = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """How far two ways to compute the same may be apart, as a share of the result's norm."""
 
@@ -42,7 +41,7 @@ def is_plain_lora(layer: Any) -> bool:
     return usual and ADAPTER in layer.lora_A and ADAPTER not in layer.lora_variant and not bias
 
 
-def _low_rank(layer: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def low_rank(layer: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return the adapter's part, in the number format of the base layer's."""
     low = linear(layer.lora_dropout[ADAPTER](x.to(dtype)), layer.lora_A[ADAPTER].weight.to(dtype))
     if layer.scaling[ADAPTER] != 1:
@@ -56,52 +55,18 @@ class FastLinear(Linear):  # type: ignore[misc]  # untyped
     def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """Return base and adapter."""
         base = self.base_layer(x)
-        found: torch.Tensor = base + _low_rank(self, x, base.dtype)
-        return found
-
-
-class FastLinear4bit(Linear4bit):  # type: ignore[misc]  # untyped
-    """LoRA on a layer in NF4."""
-
-    def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Return base and adapter."""
-        base, dtype = self.base_layer, self.base_layer.compute_dtype
-        flat = x.to(dtype).flatten(0, -2)
-        out = frozen_linear(flat, getattr(self, _PARTS), base.out_features)
-        if base.bias is not None:
-            out = out + base.bias.to(dtype)
-        found: torch.Tensor = (out + _low_rank(self, flat, dtype)).reshape(*x.shape[:-1], -1)
-        return found
-
-
-class FastFrozen4bit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # untyped
-    """A layer in NF4 without an adapter."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the product."""
-        out = frozen_linear(x.to(self.compute_dtype).flatten(0, -2), getattr(self, _PARTS), self.out_features)
-        if self.bias is not None:
-            out = out + self.bias.to(out.dtype)
-        found: torch.Tensor = out.reshape(*x.shape[:-1], -1)
+        found: torch.Tensor = base + low_rank(self, x, base.dtype)
         return found
 
 
 def fast_linear(layer: Any) -> type | None:
     """Return the class that a linear layer can take on; None if none computes what it does."""
-    if type(layer) is bitsandbytes.nn.Linear4bit:
-        return FastFrozen4bit if _holds_parts(layer, layer.weight) else None
-    if not is_plain_lora(layer):
-        return None
-    if type(layer) is Linear:
-        return FastLinear
-    if type(layer) is Linear4bit and _holds_parts(layer, layer.base_layer.weight):
-        return FastLinear4bit
-    return None
+    base = layer.get_base_layer() if is_lora(layer) else layer
+    if type(base).__name__ == "Linear4bit":
+        from finetune_trainer.fast_layers_4bit import fast_linear_4bit
 
-
-def _holds_parts(layer: Any, weight: Any) -> bool:
-    layer.__dict__[_PARTS] = found = parts(weight)
-    return found is not None
+        return fast_linear_4bit(layer)
+    return FastLinear if is_plain_lora(layer) and type(layer) is Linear else None
 
 
 class _Gated:
@@ -169,7 +134,7 @@ def _weight(layer: Any) -> torch.Tensor:
 
 
 def _frozen(layer: Any) -> Parts:
-    return layer.__dict__.get(_PARTS) or [_weight(layer).detach()]
+    return layer.__dict__.get(PARTS) or [_weight(layer).detach()]
 
 
 def _dtype(layer: Any) -> torch.dtype:

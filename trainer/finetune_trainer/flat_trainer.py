@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from finetune_trainer.distributed import world
-from finetune_trainer.fast import FastPath, flat
-from finetune_trainer.fast_check import GRADIENT, gradients
 from finetune_trainer.logs import log
 from finetune_trainer.micro_batches import MicroBatch
 from finetune_trainer.zero import ZeroTrainer
+
+if TYPE_CHECKING:
+    from finetune_trainer.fast import FastPath
 
 
 class Fetcher:
@@ -84,6 +85,8 @@ class FlatTrainer(ZeroTrainer):
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _pass(self, model: Any, micro_batch: MicroBatch, counted: Any) -> torch.Tensor:
+        from finetune_trainer.fast import flat
+
         self._passed += micro_batch.tokens
         with self.compute_loss_context_manager(), flat(micro_batch):
             # The ranks' gradients are averaged.
@@ -116,6 +119,8 @@ class FlatTrainer(ZeroTrainer):
 
     def _miscompiled(self, batch: dict[str, Any], counted: Any) -> str | None:
         """Return how the gradients that are there differ from those without a compiler; None if they do not."""
+        from finetune_trainer.fast_check import GRADIENT, gradients
+
         assert self.fast is not None  # noqa: S101
         found = gradients(self.model)
         self.model.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback
@@ -28,7 +28,6 @@ from finetune_trainer.dataset import Data, collator
 from finetune_trainer.distributed import FETCHING, told_to_stop, world
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import held_out_loss
-from finetune_trainer.fast import FastPath
 from finetune_trainer.figures import GpuClock
 from finetune_trainer.flat_trainer import FlatTrainer
 from finetune_trainer.head import score_counted_tokens
@@ -37,6 +36,9 @@ from finetune_trainer.micro_batches import StepCollator
 from finetune_trainer.optimizers import raise_second_rates
 from finetune_trainer.ranked import shareable
 from finetune_trainer.summary import trained_tokens
+
+if TYPE_CHECKING:
+    from finetune_trainer.fast import FastPath
 
 STATE = "trainer_state.json"
 USAGE = "usage.json"

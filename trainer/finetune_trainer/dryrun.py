@@ -143,14 +143,15 @@ def longest_batch(loop: Loop, micro_batch: int) -> dict[str, Any]:
 
 
 def _flat_batch(loop: Loop, longest: list[int], *, same: bool) -> dict[str, Any]:
-    """Return the fullest micro-batch of a step of the longest examples, and after it one of another length, if steps
-    have such: the compiler has then seen what they will ask of it.
+    """Return the fullest micro-batch of a step of the longest examples and, if lengths differ, a usual one after it.
+
+    The compiler has then seen what steps will ask of it, and suits to the usual size what it makes for any.
     """
-    rows, count = loop.train_dataset, loop.args.per_device_train_batch_size
-    batch: dict[str, Any] = loop.data_collator([rows[index] for index in longest[:count]])
-    fullest = max(batch["micro_batches"], key=lambda one: one.input_ids.shape[1])
-    short = [] if same else loop.data_collator([rows[longest[-1]]])["micro_batches"]
-    return {**batch, "micro_batches": [fullest, *short]}
+    count = loop.args.per_device_train_batch_size
+    first, usual = longest[:count], longest[max(len(longest) - count, 0) // 2 :][:count]
+    batches = [loop.data_collator([loop.train_dataset[index] for index in one]) for one in (first, usual)]
+    fullest = [max(one["micro_batches"], key=lambda each: each.input_ids.shape[1]) for one in batches]
+    return {**batches[0], "micro_batches": fullest[:1] if same else fullest}
 
 
 def largest_divisor(number: int, *, at_most: int) -> int | None:

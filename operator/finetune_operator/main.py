@@ -113,6 +113,7 @@ class Operator:
             ),
             latest=reports.latest,
             clock=lambda: datetime.now(UTC),
+            posting=reports.posting,
             observer=watching,
         )
         self.loop = Loop(

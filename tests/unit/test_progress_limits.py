@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from finetune_operator.api.report import ProgressReport
+from finetune_operator.policy.progress import pace
 from finetune_operator.progress.limits import Rate, RateLimiter
 from finetune_operator.progress.memory import ProgressStore
 from finetune_operator.progress.reviews import REFUSED_TTL, TTL, ReviewCache
@@ -147,3 +148,16 @@ def test_the_store_forgets_what_it_is_told_and_what_was_silent_for_longest() -> 
     store.forget("a")
     store.forget("a")
     assert store.latest("a") is None
+
+
+def test_jobs_that_posted_lately_are_counted() -> None:
+    store = ProgressStore()
+    for second in (0, 20, 40, 45):
+        store.put(f"uid-{second}", make_report(second))
+    now = make_report(49).received_at
+    assert store.posting(now) == 3
+
+
+@pytest.mark.parametrize(("jobs", "seconds"), [(1, 5), (300, 5), (660, 10), (1000, 15.15)])
+def test_the_more_jobs_post_the_less_often_each_is_written(jobs: int, seconds: float) -> None:
+    assert pace(5, jobs=jobs) == pytest.approx(seconds, abs=0.01)

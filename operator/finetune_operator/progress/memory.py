@@ -6,8 +6,12 @@ Nothing else depends on it: after a restart the next post fills it again.
 from __future__ import annotations
 
 from collections import OrderedDict
+from datetime import datetime, timedelta
+from itertools import takewhile
 
 from finetune_operator.api.report import ProgressReport
+
+_LATELY = timedelta(seconds=30)
 
 
 class ProgressStore:
@@ -31,6 +35,11 @@ class ProgressStore:
     def latest(self, uid: str) -> ProgressReport | None:
         """Return the job's newest report."""
         return self._reports.get(uid)
+
+    def posting(self, now: datetime) -> int:
+        """Return how many jobs have posted lately."""
+        newest_first = reversed(self._reports.values())
+        return sum(1 for _ in takewhile(lambda report: now - report.received_at < _LATELY, newest_first))
 
     def forget(self, uid: str) -> None:
         """Drop what is known about a job that is gone."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from finetune_operator.api.parse import parse_child, parse_job, parse_pod
@@ -18,6 +18,7 @@ from finetune_operator.builders.placement import build_pod_group, needs_pod_grou
 from finetune_operator.builders.service import build_service
 from finetune_operator.policy.decide import PolicySettings, decide, is_terminal, refused
 from finetune_operator.policy.plan import Plan
+from finetune_operator.policy.progress import pace
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.gateway import ConflictError, Gateway, RejectedError
 from finetune_operator.runtime.observer import Nobody, Observer
@@ -50,8 +51,11 @@ class Reconciler:
         wiring: Wiring,
         latest: Callable[[str], ProgressReport | None],
         clock: Callable[[], datetime],
+        posting: Callable[[datetime], int] = lambda _: 0,
         observer: Observer | None = None,
     ) -> None:
+        """`posting` tells how many jobs post progress now: the more, the less often each is written."""
+        self._posting = posting
         self._cache, self._gateway, self._settings = cache, gateway, settings
         self._wiring, self._latest, self._clock = wiring, latest, clock
         self._observer = observer or Nobody()
@@ -61,11 +65,16 @@ class Reconciler:
         view = await self._observe(key)
         if view is None:
             return None
-        plan = decide(view, self._clock(), self._settings)
+        plan = self._decide(view)
         if _needs_pods_as_they_are(view, plan):
             view = await self._with_pods(view)
-            plan = decide(view, self._clock(), self._settings)
+            plan = self._decide(view)
         return await self._act(view, plan)
+
+    def _decide(self, view: View) -> Plan:
+        now = self._clock()
+        seconds = pace(self._settings.progress_seconds, jobs=self._posting(now))
+        return decide(view, now, replace(self._settings, progress_seconds=seconds))
 
     async def _observe(self, key: Key) -> View | None:
         job = self._cache.job(key)

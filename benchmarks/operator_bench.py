@@ -33,6 +33,12 @@ RATE = 5.0
 SETTLE_SECONDS = 8.0
 WAIT_SECONDS = 300.0
 _UNCOUNTED = {"leases", "subjectaccessreviews", "tokenreviews", "selfsubjectaccessreviews"}
+IN_POD: Body = {
+    "apiVersion": f"{GROUP}/{VERSION}",
+    "kind": "FineTuneProfile",
+    "metadata": {"name": "in-pod", "annotations": {"finetuning.dev/is-default-profile": "true"}},
+    "spec": {"prepare": {"mode": "InPod"}},
+}
 FINETUNEJOBS = f"/apis/{GROUP}/{VERSION}/namespaces/{{}}/{JOB_PLURAL}"
 JOB: Body = {
     "apiVersion": f"{GROUP}/{VERSION}",
@@ -195,12 +201,15 @@ def main() -> None:
     """Measure, and print the JSON object last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=500, help="FineTuneJobs of the burst")
+    parser.add_argument("--in-pod", action="store_true", help="with a profile that has the training pod prepare")
     parser.add_argument("--steady", type=int, default=100, help=f"FineTuneJobs at {RATE:g} a second")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-operator-") as run_dir:
         cluster = LocalCluster(run_dir, backend="none", with_s3=False)
         with cluster, LocalOperator(cluster) as operator:
             print(f"operator in {NAMESPACE}, pid {operator.pid}", flush=True)
+            if options.in_pod:
+                cluster.kubectl("apply", "-f", "-", input=json.dumps(IN_POD))
             result = measure(cluster, operator, jobs=options.jobs, steady=options.steady)
     print(json.dumps(result))
 

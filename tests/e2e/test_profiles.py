@@ -55,6 +55,22 @@ def test_what_a_template_adds_runs_under_restricted_pod_security(start, has_prof
 
 
 @pytest.mark.usefixtures("operator")
+@pytest.mark.parametrize(
+    ("script", "ends", "says"),
+    [("", "Succeeded", "the outputs are at"), ("prepare=exit-12", "Failed", "cannot be read as examples")],
+    ids=["good data", "bad data"],
+)
+def test_the_training_pod_prepares_where_the_profile_says_so(start, has_profile, script, ends, says) -> None:
+    has_profile(prepare={"mode": "InPod"})
+    job = start(dataset={"uri": f"s3://fake/{script or 'all=ok'}"})
+    status = job.reaches(ends)
+    assert says in job.condition("Ready")["message"]
+    assert ("dataset" in status) == (ends == "Succeeded")
+    (one,) = job.children()
+    assert [item["name"] for item in one["spec"]["template"]["spec"]["initContainers"]] == ["prepare", "fetch"]
+
+
+@pytest.mark.usefixtures("operator")
 def test_a_claim_that_is_not_there_is_said_before_a_gpu_is_asked_for(start, has_profile) -> None:
     has_profile(cache={"claimName": "models"})
     job = start()

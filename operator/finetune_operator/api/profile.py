@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
@@ -89,9 +90,18 @@ class PrepareResources(Model):
     """Memory."""
 
 
+class PrepareMode(StrEnum):
+    """Where data is prepared."""
+
+    JOB = "Job"
+    IN_POD = "InPod"
+
+
 class Prepare(Model):
     """How data is prepared."""
 
+    mode: PrepareMode = PrepareMode.JOB
+    """Job: in a pod of its own that asks for no GPU, so that bad data and a missing right are known before one is waited for. InPod: in the training pod, before it trains, which spares the start of a pod; its GPU waits meanwhile. Jobs of several pods prepare in a Job either way."""
     resources: PrepareResources = PrepareResources()
     """What the prepare pod gets."""
     queue: QueueName | None = None

@@ -199,6 +199,8 @@ class ResolvedStatus(Model):
     """The profile."""
     defaults: Anything | None = None
     """Fields of the spec that the profile's defaults have filled in."""
+    prepares_in_pod: bool | None = None
+    """Whether the training pod prepares the data itself."""
     prepared_sha256: str | None = None
     """sha256 of prepared.json."""
     training: Resolved | None = None

@@ -42,6 +42,7 @@ def build_job(
         progress_url=progress_url,
         otlp_endpoint=otlp_endpoint,
         collect=collect,
+        prepares=trains and _prepares(job),
         meeting=Meeting(service=service_name(job.name, job.uid), first=f"{name}-0") if nodes > 1 else None,
         affinity=placement.topology_affinity(spec, labels) if trains else None,
     )
@@ -78,6 +79,12 @@ def build_job(
             "template": template,
         },
     }
+
+
+def _prepares(job: JobView) -> bool:
+    """Whether the run's data are still to be prepared, and by the training pod."""
+    resolved = job.status.resolved
+    return resolved is not None and resolved.prepares_in_pod is True and resolved.prepared_sha256 is None
 
 
 def _queue_labels(

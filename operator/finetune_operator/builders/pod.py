@@ -54,6 +54,8 @@ class PodRequest:
     otlp_endpoint: str = ""
     """Where traces are sent; nowhere when empty."""
     collect: bool = False
+    prepares: bool = False
+    """Whether a training pod prepares the data first."""
     meeting: Meeting | None = None
     """Absent where one pod is all."""
     affinity: Manifest | None = None
@@ -69,8 +71,8 @@ def build_pod_spec(pod: PodRequest) -> Manifest:
     """Return the pod's spec."""
     claims = _claims(pod)
     main = _container(pod, "collect" if pod.collect else pod.stage, claims)
-    fetch = [_container(pod, "fetch", claims)] if pod.stage == "train" and not pod.collect else []
     scheduling, trains = pod.spec.scheduling, pod.stage == "train" and not pod.collect
+    before = [*(["prepare"] if pod.prepares else []), "fetch"] if trains else []
     bound_by_claim = bool(claims)  # a claim binds where its first pod lands: prepare must land where train can
     return _present(
         {
@@ -95,7 +97,7 @@ def build_pod_spec(pod: PodRequest) -> Manifest:
             "nodeSelector": _node_selector(pod) if pod.stage == "train" or bound_by_claim else None,
             "tolerations": _tolerations(pod),
             "subdomain": pod.meeting.service if pod.meeting else None,
-            "initContainers": fetch,
+            "initContainers": [_container(pod, stage, claims) for stage in before],
             "containers": [main],
             "volumes": _volumes(pod, claims) + pod.added.volumes,
         }

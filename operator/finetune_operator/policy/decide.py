@@ -14,6 +14,7 @@ from finetune_contract.exit_codes import ExitCode, FailureClass
 from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Reason
 from finetune_operator.api.parse import format_time
+from finetune_operator.api.profile import PrepareMode
 from finetune_operator.api.status import (
     FineTuneJobStatus,
     JobReference,
@@ -143,11 +144,18 @@ def _begin(view: View, draft: Draft, effective: Effective, *, now: datetime) -> 
         gpu=gpu_of(effective.spec, effective.profile_spec, view.gpu_nodes),
         profile=snapshot,
         defaults=effective.defaults or None,
+        prepares_in_pod=_prepares_in_pod(effective) or None,
     )
     number = rerun.last_run(view) + 1
     draft.set(run=number, attempt=1, restarts=Restarts(), start_time=format_time(now), resolved=resolved)
     draft.set(rerun=view.job.rerun)
     draft.condition(T.PREPARED, False, Reason.POD_PENDING, "the pod is being created")
+
+
+def _prepares_in_pod(effective: Effective) -> bool:
+    """Whether the training pod prepares: one of several would have the others wait for it."""
+    wanted = effective.profile_spec.prepare.mode is PrepareMode.IN_POD
+    return wanted and effective.spec.resources.nodes == 1
 
 
 def _advance(view: View, draft: Draft, effective: Effective, *, now: datetime, settings: PolicySettings) -> Step:
@@ -158,6 +166,8 @@ def _advance(view: View, draft: Draft, effective: Effective, *, now: datetime, s
         return _missing(view, draft, effective, now=now)
     pods = tuple(pod for pod in view.pods if pod.child == child.name)
     draft.set(job=JobReference(name=child.name, uid=child.uid))
+    if stage == "train":
+        results.prepared_in_pod(draft, pods)
     if child.deleting and child.state == "active":
         return _deleted(draft, effective, now)
     if child.state == "failed":

@@ -20,20 +20,27 @@ from finetune_operator.policy.step import Step
 
 
 def current_stage(draft: Draft) -> Stage:
-    """Return the stage that the current attempt is in."""
+    """Return the stage whose Job the current attempt is."""
+    resolved = draft.status.resolved
+    in_pod = resolved is not None and resolved.prepares_in_pod
+    return "train" if in_pod else working_stage(draft)
+
+
+def working_stage(draft: Draft) -> Stage:
+    """Return the stage that is being worked on, in a Job of its own or not."""
     return "train" if draft.is_true(T.PREPARED) else "prepare"
 
 
 def fail_attempt(draft: Draft, effective: Effective, failed: Failed, *, now: datetime) -> Step:
     """Charge the failure, then either end the job or move on to the next attempt."""
     retries, status = effective.spec.lifecycle.retries, draft.status
-    stage = current_stage(draft)
+    stage = working_stage(draft)
     charged = retry.charge(status.restarts, failed.failure_class)
     final = retry.refusal(charged, failed.failure_class, failed.reason, retries)
     if failed.failure_class is FailureClass.OUT_OF_MEMORY and stage == "train":
         final = final or _take_less(draft, failed, retries)
     draft.set(restarts=charged, last_failure=_record(failed, status.attempt or 1, stage=stage, now=now), job=None)
-    if stage == "train":
+    if current_stage(draft) == "train":
         draft.condition(T.PODS_READY, False, Reason.POD_FAILED, "the pods have ended")
         queueing.leave(draft, Reason.POD_FAILED, "the attempt has ended")
     if final:

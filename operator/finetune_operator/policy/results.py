@@ -30,6 +30,14 @@ def result_of(pods: tuple[PodView, ...], stage: Stage) -> TerminationMessage | N
     return None
 
 
+def prepared_in_pod(draft: Draft, pods: tuple[PodView, ...]) -> None:
+    """Take over what the training pod has prepared, once it tells; its Job goes on."""
+    job, said = draft.status.job, None if draft.is_true(T.PREPARED) else result_of(pods, "prepare")
+    if said:
+        prepared(draft, said)
+        draft.set(job=job)
+
+
 def prepared(draft: Draft, said: TerminationMessage) -> None:
     """Take over what prepare found."""
     found, chosen = said.prepared, draft.status.resolved
@@ -45,6 +53,8 @@ def prepared(draft: Draft, said: TerminationMessage) -> None:
 def succeeded(draft: Draft, effective: Effective, said: TerminationMessage, now: datetime) -> None:
     """Take over what train produced: the job is complete."""
     uri = take_over(draft, effective, said, now)
+    if not draft.is_true(T.PREPARED):  # in the training pod, whose first word was lost
+        draft.condition(T.PREPARED, True, Reason.PREPARED)
     draft.condition(T.PODS_READY, False, Reason.SUCCEEDED, "the pods have ended")
     queueing.leave(draft, Reason.SUCCEEDED, "the pods have ended")
     draft.condition(T.RUNNING, False, Reason.SUCCEEDED, "training has ended")

@@ -14,6 +14,7 @@ from finetune_operator.api.status import JobReference
 from finetune_operator.api.views import ChildJob, PodView
 from finetune_operator.policy import queueing, waiting
 from finetune_operator.policy.draft import Draft
+from finetune_operator.policy.ending import current_stage
 from finetune_operator.policy.step import Step
 
 _ENDING = "the attempt writes a checkpoint and ends"
@@ -69,7 +70,7 @@ def _leave_attempt(draft: Draft) -> None:
         draft.set(job=None, attempt=(draft.status.attempt or 1) + 1)
     if draft.status.resolved is None:  # nothing has begun
         return
-    if draft.is_true(T.PREPARED):
+    if current_stage(draft) == "train":
         draft.condition(T.PODS_READY, False, Reason.SUSPENDED, "the pods have ended")
         queueing.leave(draft, Reason.SUSPENDED, _SUSPENDED)
     draft.condition(draft.current, False, Reason.SUSPENDED, _SUSPENDED)

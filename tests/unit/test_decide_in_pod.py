@@ -64,7 +64,8 @@ def test_the_whole_life_is_one_job() -> None:
     plan = story.sees(train, pods=(pod(train, HAS_PREPARED, WAITS, ready=False),))
     assert (plan.create, story.condition("Prepared")[0], story.phase) == (None, "True", "Starting")
     status = story.job.status
-    assert status.dataset is not None and status.job is not None
+    assert status.dataset is not None
+    assert status.job is not None
     assert (status.dataset.examples, status.job.name) == (100, train.name)
     story.sees(train, pods=(pod(train, HAS_PREPARED, TRAINS),))
     assert story.phase == "Running"

@@ -112,6 +112,13 @@ def test_more_gpus_than_any_node_has_is_said_in_the_schedulers_words(start) -> N
     assert "Insufficient example.com/none" in job.condition("Ready")["message"]
 
 
+def test_pods_that_a_quota_refuses_are_told_in_its_words(start, cluster, namespace) -> None:
+    cluster.kubectl("create", "quota", "none", "--hard=pods=0", "-n", namespace)
+    job = start()
+    job.until(lambda: job.condition("Prepared").get("reason") == "PodsRefused", what="the quota's refusal")
+    assert job.condition("Ready")["message"].startswith("exceeded quota: none, requested: pods=1")
+
+
 def test_a_profile_that_is_missing_has_the_job_wait_and_go_on(start, cluster, namespace) -> None:
     job = start(profile=f"pool-{namespace}")
     job.until(lambda: job.condition("Validated").get("reason") == "ProfileNotFound", what="ProfileNotFound")

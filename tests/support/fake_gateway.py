@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from finetune_operator.api import constants as c
-from finetune_operator.api.views import JobView
+from finetune_operator.api.views import ChildJob, JobView
 from finetune_operator.policy.plan import EventRequest
 from finetune_operator.runtime.gateway import ConflictError, Kind
 
@@ -28,6 +28,7 @@ class FakeGateway:
         self.events: list[EventRequest] = []
         self.fail_next: Exception | None = None
         self.kueue = False
+        self.refuses_pods = ""
         self._version = 100
 
     def add(self, kind: Kind, body: Body) -> Body:
@@ -62,6 +63,10 @@ class FakeGateway:
         pods = [body for body in self.objects["Pod"].values() if body["metadata"]["namespace"] == job.namespace]
         labelled = [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(c.LABEL_JOB_UID) == job.uid]
         return tuple(copy.deepcopy(labelled))
+
+    async def refusal_of_pods(self, child: ChildJob) -> str:
+        """Return what pods of all Jobs are refused for."""
+        return self.refuses_pods
 
     async def create_job(self, manifest: Body) -> Body:
         """Create a batch Job."""

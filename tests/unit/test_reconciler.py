@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.api.parse import format_time
 from finetune_operator.api.status import Restarts
+from finetune_operator.policy import waiting
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.feed import Feed
 from finetune_operator.runtime.gateway import ConflictError, RejectedError, TransientError
@@ -383,3 +385,21 @@ async def test_no_attempt_begins_while_a_pod_lives_that_the_watch_has_not_brough
     operator.feed.gone("Pod", pod["metadata"]["uid"])
     await operator.reconciler.reconcile(KEY)
     assert [name.rsplit("-", 2)[1] for _, name in gateway.objects["Job"]] == ["a2"]
+
+
+async def test_a_job_whose_pods_are_refused_says_so_once_it_should_have_some(operator, gateway) -> None:
+    gateway.refuses_pods = "exceeded quota: gpus"
+    await operator.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    job["metadata"]["creationTimestamp"] = format_time(NOW)
+    await operator.feed.relist(gateway)
+    assert await operator.reconciler.reconcile(KEY) == waiting.PODLESS_SECONDS
+    assert reason_of(gateway, "Prepared") == "PodPending"
+    operator.now += timedelta(seconds=waiting.PODLESS_SECONDS)
+    await operator.reconciler.reconcile(KEY)
+    assert reason_of(gateway, "Prepared") == "PodsRefused"
+
+
+def reason_of(gateway: FakeGateway, kind: str) -> str:
+    (job,) = gateway.objects["FineTuneJob"].values()
+    return next(item["reason"] for item in job["status"]["conditions"] if item["type"] == kind)

@@ -63,7 +63,7 @@ finetune-operator
   verbs: [get]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create, list, patch]
 # The group of a job with several nodes, for the scheduler coscheduling alone.
 - apiGroups: [scheduling.x-k8s.io]
   resources: [podgroups]

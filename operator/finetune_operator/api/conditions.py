@@ -74,6 +74,8 @@ class Reason(StrEnum):
     """The container cannot be made: most often a missing Secret."""
     JOB_REFUSED = "JobRefused"
     """The API server does not take the batch Job, most often for a quota; the message is its own."""
+    PODS_REFUSED = "PodsRefused"
+    """The API server does not take the Job's pods: a quota, Pod Security or another policy; the message is its own."""
     STARTING = "Starting"
     """The containers start, or the model is fetched."""
     PREPARING = "Preparing"

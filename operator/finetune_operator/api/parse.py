@@ -64,6 +64,7 @@ def parse_child(body: Body) -> ChildJob | None:
         deleting="deletionTimestamp" in meta,
         failure_reason=failed.get("reason", ""),
         failure_message=failed.get("message", ""),
+        created_at=parse_time(meta.get("creationTimestamp")),
         suspended=(body.get("spec") or {}).get("suspend") is True,
         queue_priority=(meta.get("labels") or {}).get(c.LABEL_QUEUE_PRIORITY),
     )

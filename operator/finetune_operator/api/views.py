@@ -67,6 +67,7 @@ class ChildJob:
     """Reason of the Job's Failed condition, as PodFailurePolicy."""
     failure_message: str = ""
     """Its message, which keeps the exit code even when the pod is gone (job-traps 5)."""
+    created_at: datetime | None = None
     suspended: bool = False
     """Whether no pod may start: the queue has not admitted it, or has taken its quota back."""
     queue_priority: str | None = None
@@ -162,6 +163,8 @@ class View:
     """Kueue's Workloads of those Jobs."""
     kueue: bool = False
     """Whether the cluster serves Kueue."""
+    refused_pods: str = ""
+    """Why the API server takes no pods of the current Job, in its words; nothing where it does."""
     gpu_nodes: tuple[GpuNode, ...] = ()
     """Nodes with labelled GPUs, as of the last full LIST."""
     report: ProgressReport | None = None

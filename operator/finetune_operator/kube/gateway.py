@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 
 from finetune_operator.api import constants as c
-from finetune_operator.api.views import JobView
+from finetune_operator.api.views import ChildJob, JobView
 from finetune_operator.kube.client import METADATA_ALONE, Body, KubeClient
 from finetune_operator.policy.plan import EventRequest
-from finetune_operator.runtime.gateway import ConflictError, Kind, NotLeadingError
+from finetune_operator.runtime.gateway import ConflictError, Kind, NotLeadingError, RejectedError
 
 _PAGE = 250
+_NAME_OF_POD = re.compile(r'^Error creating: (pods "[^"]*" is forbidden: )?')
+"""The pod's name is another one with each try."""
 _SELECTORS: dict[Kind, str] = {"Job": c.MANAGED_SELECTOR, "Pod": c.MANAGED_SELECTOR, "Node": c.LABEL_GPU_PRODUCT}
 
 
@@ -102,6 +105,16 @@ class KubeGateway:
         path = f"/apis/{c.API_VERSION}/namespaces/{job.namespace}/{c.JOB_PLURAL}/{job.name}"
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": job.uid}}
         await self._writer.delete(path, options)
+
+    async def refusal_of_pods(self, child: ChildJob) -> str:
+        """Return what the API server last said to the Job controller, which tells it in an Event alone."""
+        about = f"involvedObject.uid={child.uid},reason=FailedCreate"
+        try:
+            found = await self._api.get(f"/api/v1/namespaces/{child.namespace}/events", {"fieldSelector": about}) or {}
+        except RejectedError:  # a right that an installation may lack
+            return ""
+        events = sorted(found.get("items") or [], key=lambda event: event.get("lastTimestamp") or "")
+        return _NAME_OF_POD.sub("", events[-1].get("message", "")) if events else ""
 
     async def write_status(self, job: JobView, patch: Body) -> Body | None:
         """Merge a patch into the status, locked by the view's resourceVersion."""

@@ -27,13 +27,15 @@ def go_on(view: View, draft: Draft, effective: Effective, *, child: ChildJob, le
     if is_held and (step := queueing.requeued(draft, child, effective.spec, pods)):
         return step
     if not is_held:
-        _say_how_far(draft, pods, wanted=effective.spec.resources.nodes if child.stage == "train" else 1)
+        wanted = effective.spec.resources.nodes if child.stage == "train" else 1
+        _say_how_far(draft, pods, wanted=wanted, refused=view.refused_pods)
     # Pods that end after a preemption still tell how far they came.
     reported = _progress(view, draft, effective, pods=pods, least=least)
     if still := deadlines.stalled(draft, effective.spec.lifecycle, draft.now):
         return _give_up(draft, effective, FailureClass.INFRASTRUCTURE, Reason.STALL_TIMEOUT, still)
     queued = queueing.look_again(draft, effective.spec) if is_held else None
-    return Step(requeue_after=_next_look(draft, effective, pods, reported, queued))
+    podless = None if pods or is_held else waiting.PODLESS_SECONDS
+    return Step(requeue_after=_next_look(draft, effective, pods, reported, queued, podless))
 
 
 _NODE_LOST = "the node was lost with the pod on it"
@@ -52,12 +54,12 @@ def _next_look(draft: Draft, effective: Effective, pods: tuple[PodView, ...], *s
     return max(0.1, min(waits)) if waits else None
 
 
-def _say_how_far(draft: Draft, pods: tuple[PodView, ...], *, wanted: int) -> None:
+def _say_how_far(draft: Draft, pods: tuple[PodView, ...], *, wanted: int, refused: str) -> None:
     training = draft.is_true(T.PREPARED)
     main = "train" if training else "prepare"
     # A container that has ended is not starting again: its Job says in a moment how it went.
     runs = any(item.name == main and item.state != "waiting" for pod in pods for item in pod.containers)
-    reason, message = waiting.why_waiting(pods)
+    reason, message = (Reason.PODS_REFUSED, refused) if refused else waiting.why_waiting(pods)
     if not training:
         told = (Reason.PREPARING, "the data is being checked") if runs else (reason, message)
         draft.condition(T.PREPARED, False, *told)

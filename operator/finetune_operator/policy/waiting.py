@@ -6,7 +6,7 @@ from datetime import datetime
 
 from finetune_operator.api.conditions import Reason
 from finetune_operator.api.parse import later
-from finetune_operator.api.views import ContainerView, PodView
+from finetune_operator.api.views import ChildJob, ContainerView, PodView
 
 _IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 _CONFIG = {"CreateContainerConfigError", "CreateContainerError"}
@@ -14,6 +14,16 @@ RECHECK_SECONDS = 30.0
 """Until the next look at a pod of which nothing says when it ends."""
 STUCK_SECONDS = 60
 """Time beyond its grace period after which a pod that should have ended is taken for lost (job-traps 1)."""
+
+PODLESS_SECONDS = 5.0
+"""After its creation a Job has pods within this, unless something is in the way."""
+
+
+def is_podless(child: ChildJob, pods: tuple[PodView, ...], now: datetime) -> bool:
+    """Whether a Job that may start should have pods by now, and has none."""
+    if child.state != "active" or child.suspended or child.deleting or child.created_at is None:
+        return False
+    return now >= later(child.created_at, PODLESS_SECONDS) and not any(pod.child == child.name for pod in pods)
 
 
 def why_waiting(pods: tuple[PodView, ...]) -> tuple[Reason, str]:

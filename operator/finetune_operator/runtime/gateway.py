@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Literal, Protocol
 
-from finetune_operator.api.views import JobView
+from finetune_operator.api.views import ChildJob, JobView
 from finetune_operator.policy.plan import EventRequest
 
 Body = dict[str, Any]
@@ -73,6 +73,9 @@ class Gateway(Protocol):
 
     async def delete_finetunejob(self, job: JobView) -> None:
         """Delete a FineTuneJob, unless it is another one by now."""
+
+    async def refusal_of_pods(self, child: ChildJob) -> str:
+        """Return why the API server takes no pods of a Job, in its words; nothing if nobody has said so."""
 
     async def write_status(self, job: JobView, patch: Body) -> Body | None:
         """Merge a patch into the status, if the object still has the view's resourceVersion; return the object.

@@ -16,6 +16,7 @@ from finetune_operator.api.views import JobView, Key, View
 from finetune_operator.builders.job import build_job, owner_reference
 from finetune_operator.builders.placement import build_pod_group, needs_pod_group
 from finetune_operator.builders.service import build_service
+from finetune_operator.policy import waiting
 from finetune_operator.policy.decide import PolicySettings, decide, is_terminal, refused
 from finetune_operator.policy.plan import Plan
 from finetune_operator.policy.progress import pace
@@ -81,7 +82,14 @@ class Reconciler:
         if job is None:
             return None
         await self._look_twice(job)
-        return self._cache.snapshot(key, self._latest(job.uid))
+        view = self._cache.snapshot(key, self._latest(job.uid))
+        return await self._with_refusal(view) if view else None
+
+    async def _with_refusal(self, view: View) -> View:
+        """A Job whose pods nobody takes looks like one whose pods are about to come."""
+        now = self._clock()
+        child = next((child for child in view.children if waiting.is_podless(child, view.pods, now)), None)
+        return replace(view, refused_pods=await self._gateway.refusal_of_pods(child)) if child else view
 
     async def _look_twice(self, job: JobView) -> None:
         """Before a Job counts as missing, ask the API: the cache may lag behind our own creation."""

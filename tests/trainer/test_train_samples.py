@@ -162,7 +162,7 @@ def test_the_command_shows_the_newest_attempt_of_the_newest_run(
 
     assert main(["samples", manifest(tmp_path, output)]) == 0
     assert capsys.readouterr().out == (
-        "prompt    1 plus 2\nexpected  3\nstep 0    plus plus\nstep 5    3\n\n"
+        "prompt    1 plus 2\nexpected  3\nbase      plus plus\nstep 5    3\n\n"
     )  # fmt: skip
     assert main(["samples", f"{output}/run-2", "--step", "5"]) == 0
     assert "plus plus" not in capsys.readouterr().out

@@ -57,7 +57,7 @@ def test_what_a_template_adds_runs_under_restricted_pod_security(start, has_prof
 @pytest.mark.usefixtures("operator")
 @pytest.mark.parametrize(
     ("script", "ends", "says"),
-    [("", "Succeeded", "the outputs are at"), ("prepare=exit-12", "Failed", "cannot be read as examples")],
+    [("", "Succeeded", "the outputs are at"), ("prepare=exit-12", "Failed", "told to end with 12")],
     ids=["good data", "bad data"],
 )
 def test_the_training_pod_prepares_where_the_profile_says_so(start, has_profile, script, ends, says) -> None:

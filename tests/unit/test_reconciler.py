@@ -15,7 +15,7 @@ from finetune_operator.api.status import Restarts
 from finetune_operator.policy import waiting
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.feed import Feed
-from finetune_operator.runtime.gateway import ConflictError, RejectedError, TransientError
+from finetune_operator.runtime.gateway import ConflictError, NotLeadingError, RejectedError, TransientError
 from finetune_operator.runtime.loop import Loop
 from finetune_operator.runtime.queue import WorkQueue
 from finetune_operator.runtime.reconciler import Reconciler, Wiring
@@ -403,3 +403,15 @@ async def test_a_job_whose_pods_are_refused_says_so_once_it_should_have_some(ope
 def reason_of(gateway: FakeGateway, kind: str) -> str:
     (job,) = gateway.objects["FineTuneJob"].values()
     return next(item["reason"] for item in job["status"]["conditions"] if item["type"] == kind)
+
+
+async def test_a_job_that_could_not_be_written_while_the_lease_was_late_is_looked_at_again(
+    operator, gateway, monkeypatch
+) -> None:
+    monkeypatch.setattr("finetune_operator.runtime.loop._NOT_LEADING_RETRY", 0.01)
+    gateway.fail_next = NotLeadingError("the renewal is late")
+    loop = Loop(queue=operator.queue, reconciler=operator.reconciler, feed=operator.feed, gateway=gateway,
+                workers=1, resync_seconds=600, lead=lambda work: work())  # fmt: skip
+    task = asyncio.create_task(loop.run())
+    await _until(lambda: bool(gateway.objects["Job"]))
+    task.cancel()

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 _FIRST_LIST_RETRY = 2.0
 _KUEUE_AGAIN = 5.0
 _LIST_RETRY = 30.0
+_NOT_LEADING_RETRY = 1.0
 _STUCK_SECONDS = 600.0
 """One reconcile is a few requests of at most 30 s each."""
 Lead = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
@@ -130,7 +131,9 @@ class Loop:
             with self._observer.reconciling(key):
                 after = await self._reconciler.reconcile(key)
         except NotLeadingError:
+            # After a renewal that was merely late this replica goes on leading, and nothing else brings the key back.
             log.info("%s/%s: left to the replica that leads", *key)
+            self._queue.add_after(key, _NOT_LEADING_RETRY)
         except ConflictError as error:
             self._observer.failed(error)
             # The watch brings what was written; look again soon even if it does not.

@@ -5,23 +5,18 @@ The image `fake-trainer` stands for tests/support/fake_trainer; every other imag
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from dev.cluster.local import LocalCluster
-from dev.cluster.node.images import Image
 from dev.operator import LocalOperator
-
-FAKE_TRAINER = Path(__file__).resolve().parents[1] / "support" / "fake_trainer"
+from tests.support.jobs import FAKE_TRAINER, new_namespace
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    images = {"fake-trainer": Image({"PYTHONPATH": str(FAKE_TRAINER)})}
-    with LocalCluster(tmp_path_factory.mktemp("cluster"), gpus=8, images=images) as cluster:
+    with LocalCluster(tmp_path_factory.mktemp("cluster"), gpus=8, images=FAKE_TRAINER) as cluster:
         yield cluster
 
 
@@ -33,7 +28,5 @@ def operator(cluster: LocalCluster) -> Iterator[LocalOperator]:
 
 @pytest.fixture
 def namespace(cluster: LocalCluster) -> Iterator[str]:
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    cluster.kubectl("create", "namespace", name)
-    yield name
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    with new_namespace(cluster) as name:
+        yield name

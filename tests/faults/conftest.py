@@ -5,26 +5,20 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from dev.cluster.local import LocalCluster
-from dev.cluster.node.images import Image
 from dev.operator import LocalOperator
 from tests.support.api_proxy import ApiProxy
-from tests.support.jobs import RunningJob, make_manifest
-
-FAKE_TRAINER = Path(__file__).resolve().parents[1] / "support" / "fake_trainer"
+from tests.support.jobs import FAKE_TRAINER, RunningJob, make_manifest, new_namespace
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    images = {"fake-trainer": Image({"PYTHONPATH": str(FAKE_TRAINER)})}
     run_dir = tmp_path_factory.mktemp("cluster")
-    with LocalCluster(run_dir, nodes=2, gpus=8, images=images, with_s3=False) as cluster:  # one may be lost
+    with LocalCluster(run_dir, nodes=2, gpus=8, images=FAKE_TRAINER, with_s3=False) as cluster:  # one may be lost
         LocalOperator(cluster).install()
         yield cluster
 
@@ -54,10 +48,8 @@ def proxy(shared_proxy: ApiProxy, operator: LocalOperator) -> Iterator[ApiProxy]
 
 @pytest.fixture
 def namespace(cluster: LocalCluster) -> Iterator[str]:
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    cluster.kubectl("create", "namespace", name)
-    yield name
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    with new_namespace(cluster) as name:
+        yield name
 
 
 @pytest.fixture

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dev.cluster.local import KubectlError, LocalCluster
+from dev.cluster.node.images import Image
 
 Body = dict[str, Any]
+FAKE_TRAINER = {"fake-trainer": Image({"PYTHONPATH": str(Path(__file__).with_name("fake_trainer"))})}
+"""The image that stands for tests/support/fake_trainer."""
 STAGE = "finetuning.dev/stage"
 
 
@@ -31,6 +37,15 @@ def make_manifest(name: str, script: str = "", **spec: Any) -> Body:
             **spec,
         },
     }
+
+
+@contextmanager
+def new_namespace(cluster: LocalCluster) -> Iterator[str]:
+    """Make a namespace for one test; at the end it goes in the background."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    cluster.kubectl("create", "namespace", name)
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
 
 
 class RunningJob:

@@ -82,3 +82,9 @@ def test_a_profile_is_held_to_the_same_rules(template) -> None:
     profile = {"metadata": {"name": "pool"}, "spec": {"podTemplate": template}}
     assert list(violations(profile, in_cluster=True, rules=PROFILE_RULES))
     assert not list(violations({"spec": {"podTemplate": ADDED}}, in_cluster=True, rules=PROFILE_RULES))
+
+
+def test_a_profile_has_one_place_for_its_cache() -> None:
+    profile = {"spec": {"cache": {"claimName": "models", "hostPath": "/var/models"}}}
+    ((field, message),) = violations(profile, in_cluster=True, rules=PROFILE_RULES)
+    assert (field, message.partition(":")[0]) == ("spec.cache", "claimName and hostPath name two places for one cache")

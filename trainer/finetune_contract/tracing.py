@@ -7,6 +7,7 @@ job: what the operator and the pods of several attempts send meets in one trace,
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import random
 import threading
@@ -68,6 +69,17 @@ def new_trace() -> int:
 def is_wanted(env: Mapping[str, str] = os.environ) -> bool:
     """Whether spans are to be sent."""
     return bool(env.get(ENDPOINT)) and env.get(DISABLED, "").lower() != "true"
+
+
+def sender(service: str, log: logging.Logger) -> Sender | None:
+    """Return who sends spans, if the environment asks for them; what that lacks is logged and costs no more."""
+    if not is_wanted():
+        return None
+    try:
+        return Sender(service)
+    except ImportError as error:
+        log.warning("no traces: %s is not installed (pip install 'finetune-operator[tracing]')", error.name)
+        return None
 
 
 class Sender:

@@ -31,9 +31,9 @@ from finetune_trainer.cpu import multiplies_bfloat16
 from finetune_trainer.data import record
 from finetune_trainer.data.advice import warnings
 from finetune_trainer.data.cut import HELD_OUT, cut_data, phase, read_data
-from finetune_trainer.data.observe import counts
+from finetune_trainer.data.observe import counts, under
 from finetune_trainer.data.parts import Part, data_parts, digest_of_parts, revisions_of_parts
-from finetune_trainer.data.record import DataRecord, data_key, under
+from finetune_trainer.data.record import DataRecord, data_key
 from finetune_trainer.data.shards import LocalShard
 from finetune_trainer.data.tokenize import padding_token
 from finetune_trainer.deepspeed_config import own_config

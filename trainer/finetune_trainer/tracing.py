@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from finetune_contract.outcome import Stage
 from finetune_contract.run_config import RunConfig
-from finetune_contract.tracing import Attributes, RunTrace, Sender, Span, is_wanted
+from finetune_contract.tracing import Attributes, RunTrace, Sender, Span, sender
 from finetune_trainer.logs import log
 
 SERVICE = "finetune-trainer"
@@ -32,8 +32,9 @@ _now: list[_Stage] = []
 @contextmanager
 def traced(stage: Stage, config: RunConfig) -> Iterator[None]:
     """Send a span of the stage, and what its steps send, before it is left."""
-    sender = _sender()
-    if sender is None:
+    speaks = os.environ.get("RANK", "0") == "0"  # the first process, for all
+    spans = sender(SERVICE, log) if speaks else None
+    if spans is None:
         yield
         return
     run, where = RunTrace(config.job.uid, config.job.run), config.job
@@ -43,14 +44,14 @@ def traced(stage: Stage, config: RunConfig) -> Iterator[None]:
         "finetune.run": where.run,
         "finetune.attempt": where.attempt,
     }
-    whole = _Stage(sender, run.trace, about, run.root)
+    whole = _Stage(spans, run.trace, about, run.root)
     try:
         with _timed(whole, stage) as identity:
-            _now.append(_Stage(sender, run.trace, about, identity))
+            _now.append(_Stage(spans, run.trace, about, identity))
             yield
     finally:
         _now.clear()
-        sender.close()
+        spans.close()
 
 
 def step(name: str) -> AbstractContextManager[object]:
@@ -69,13 +70,3 @@ def _timed(stage: _Stage, name: str) -> Iterator[int]:
         raise
     finally:
         stage.sender.send(replace(span, end=time.time_ns(), error=error))
-
-
-def _sender() -> Sender | None:
-    if not is_wanted() or os.environ.get("RANK", "0") != "0":  # the first process speaks for all
-        return None
-    try:
-        return Sender(SERVICE)
-    except ImportError as error:
-        log.warning("no traces: %s is not installed (pip install 'finetune-operator[tracing]')", error.name)
-        return None

@@ -20,6 +20,9 @@ LABEL_RUN = f"{GROUP}/run"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 MANAGED_SELECTOR = f"{LABEL_MANAGED_BY}={MANAGER}"
 
+PRIORITIES = ("priorityClass", "queuePriority")
+"""Fields of spec.scheduling that may change while a job runs; what it computes does not depend on them."""
+
 KUEUE_GROUP = "kueue.x-k8s.io"
 WORKLOAD_PLURAL = "workloads"
 LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"

@@ -42,10 +42,6 @@ _PRINTER_COLUMNS = (
     ("Queue", "string", ".status.queue.name", 1),
     ("Message", "string", ".status.conditions[?(@.type=='Ready')].message", 1),
 )
-_ONE_CACHE = {
-    "rule": "!(has(self.claimName) && has(self.hostPath))",
-    "message": "claimName and hostPath name two places for one cache: keep one of them",
-}
 
 
 def job_crd() -> Schema:
@@ -81,7 +77,6 @@ def job_crd() -> Schema:
 def profile_crd() -> Schema:
     """Return the CustomResourceDefinition of FineTuneProfile."""
     spec = structural(FineTuneProfileSpec, "What the platform team fixes for jobs that use this profile.")
-    spec["properties"]["cache"]["x-kubernetes-validations"] = [_ONE_CACHE]
     root = _root("What a platform team fixes for its users, as a StorageClass does for storage.", spec)
     _attach_rules(root, _triples(PROFILE_RULES))
     return _crd(

@@ -6,6 +6,8 @@ import hashlib
 import json
 from typing import Any
 
+from finetune_operator.api.constants import PRIORITIES
+
 
 def config_hash(spec: dict[str, Any]) -> str:
     """Return the sha256 (hex) of a FineTuneJob's spec without lifecycle and the priorities.
@@ -13,7 +15,7 @@ def config_hash(spec: dict[str, Any]) -> str:
     The spec is the effective one, the profile's defaults merged in. Key order does not matter.
     """
     fixed = {key: value for key, value in spec.items() if key not in ("lifecycle", "scheduling")}
-    scheduling = {k: v for k, v in spec.get("scheduling", {}).items() if k not in ("priorityClass", "queuePriority")}
+    scheduling = {key: value for key, value in spec.get("scheduling", {}).items() if key not in PRIORITIES}
     if scheduling:
         fixed["scheduling"] = scheduling
     text = json.dumps(fixed, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_contract.spec import TuningSpec
+from finetune_operator.api.constants import PRIORITIES
 from finetune_operator.api.job import FineTuneJobSpec, Scheduling
 
 _MUTABLE = {"lifecycle", "scheduling"}
-_PRIORITIES = {"priority_class", "queue_priority"}
 _RERUNS = "(has(self.lifecycle) && has(self.lifecycle.onSpecChange) && self.lifecycle.onSpecChange == 'Rerun')"
 _FIXED = (
     "is fixed after creation: delete the job and create a new one, or set lifecycle.onSpecChange: Rerun for a new run"
@@ -29,8 +29,8 @@ def immutability_rules() -> Iterator[tuple[tuple[str, ...], str, str]]:
         if not (required and required.is_required()):
             same = f"has(self.{alias}) == has(oldSelf.{alias}) && (!has(self.{alias}) || {same})"
         yield ("spec",), f"{_RERUNS} || ({same})", f"spec.{alias} {_FIXED}"
-    for field, alias in _aliases(Scheduling):
-        if field in _PRIORITIES:
+    for _, alias in _aliases(Scheduling):
+        if alias in PRIORITIES:
             continue
         new, old = (f"has({v}.scheduling) && has({v}.scheduling.{alias})" for v in ("self", "oldSelf"))
         same = f"({new}) == ({old}) && (!({new}) || self.scheduling.{alias} == oldSelf.scheduling.{alias})"

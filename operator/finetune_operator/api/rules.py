@@ -233,7 +233,15 @@ JOB_RULES: tuple[Rule, ...] = (
     ),
 )
 
-PROFILE_RULES: tuple[Rule, ...] = (*pod_template_rules(("spec", "podTemplate")),)
+PROFILE_RULES: tuple[Rule, ...] = (
+    *pod_template_rules(("spec", "podTemplate")),
+    Rule(
+        ("spec", "cache"),
+        "!(has(self.claimName) && has(self.hostPath))",
+        "claimName and hostPath name two places for one cache: keep one of them",
+        lambda cache: not {"claimName", "hostPath"} <= cache.keys(),
+    ),
+)
 """The rules of a FineTuneProfile."""
 
 

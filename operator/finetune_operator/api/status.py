@@ -260,3 +260,7 @@ class FineTuneJobStatus(Model):
     """Where the results lie."""
     resolved: ResolvedStatus | None = None
     """Everything that was chosen for the user."""
+
+    def condition(self, kind: str) -> Condition | None:
+        """Return a condition by its type."""
+        return next((item for item in self.conditions if item.type == kind), None)

@@ -20,7 +20,7 @@ examples:
 
 exit code: 0 if nothing differs, 1 if something does, 2 if it cannot be compared
 """
-_FREE = ("lifecycle", "scheduling.priorityClass", "scheduling.queuePriority")
+_FREE = ("lifecycle", *(f"scheduling.{name}" for name in c.PRIORITIES))
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

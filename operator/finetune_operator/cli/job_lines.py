@@ -71,7 +71,7 @@ def eta_of(progress: Progress) -> str:
 
 def message_of(status: FineTuneJobStatus, kind: T) -> str:
     """Return what a condition says, with its reason; empty if it is not there."""
-    found = next((item for item in status.conditions if item.type == kind), None)
+    found = status.condition(kind)
     return f"{found.reason}: {found.message}" if found and found.message else found.reason if found else ""
 
 

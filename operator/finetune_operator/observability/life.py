@@ -9,7 +9,7 @@ from finetune_contract.tracing import Attributes, RunTrace, Span
 from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Phase
 from finetune_operator.api.parse import parse_time
-from finetune_operator.api.status import Condition, FineTuneJobStatus, LastFailure
+from finetune_operator.api.status import FineTuneJobStatus, LastFailure
 from finetune_operator.api.views import JobView
 
 _ENDED = (Phase.SUCCEEDED, Phase.FAILED)
@@ -105,17 +105,13 @@ def _attempt_start(old: FineTuneJobStatus, new: FineTuneJobStatus) -> str | None
     return old.last_failure.time if old.last_failure else new.start_time
 
 
-def _condition(status: FineTuneJobStatus, kind: T) -> Condition | None:
-    return next((item for item in status.conditions if item.type == kind), None)
-
-
 def _is_true(status: FineTuneJobStatus, kind: T) -> bool:
-    found = _condition(status, kind)
+    found = status.condition(kind)
     return found is not None and found.status == "True"
 
 
 def _since(status: FineTuneJobStatus, kind: T) -> str | None:
-    found = _condition(status, kind)
+    found = status.condition(kind)
     return found.last_transition_time if found else None
 
 

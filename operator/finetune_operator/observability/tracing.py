@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from finetune_contract.tracing import Sender, Span, is_wanted, new_trace
+from finetune_contract.tracing import Span, new_trace
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.api.views import JobView, Key
 from finetune_operator.observability.life import life_of
 
-log = logging.getLogger(__name__)
-SERVICE = "finetune-operator"
 _reconcile: ContextVar[tuple[int, int] | None] = ContextVar("reconcile", default=None)
 """Trace and span of the reconcile that this task is in."""
 
@@ -55,14 +52,3 @@ class Tracing:
             about["http.response.status_code"] = int(code)
         error = "" if code.isdecimal() and int(code) < 500 else code  # noqa: PLR2004 - the server's fault
         self._send(Span(method, trace, parent, began, time.time_ns(), attributes=about, error=error))
-
-
-def sender() -> Sender | None:
-    """Return who sends spans, if the environment asks for them."""
-    if not is_wanted():
-        return None
-    try:
-        return Sender(SERVICE)
-    except ImportError as error:
-        log.warning("no traces: %s is not installed (pip install 'finetune-operator[tracing]')", error.name)
-        return None

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from finetune_contract.tracing import ENDPOINT
+from finetune_contract.tracing import ENDPOINT, sender
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.api.views import JobView, Key
 from finetune_operator.observability.metrics import Metrics
-from finetune_operator.observability.tracing import Tracing, sender
+from finetune_operator.observability.tracing import Tracing
+
+log = logging.getLogger(__name__)
+SERVICE = "finetune-operator"
 
 
 class Watching:
     """Hands on to both."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics, self._sender = metrics, sender()
+        self._metrics, self._sender = metrics, sender(SERVICE, log)
         self._tracing = Tracing(self._sender.send) if self._sender else None
 
     @property

@@ -61,6 +61,11 @@ class Draft:
         """The condition that tells how the stage goes that the job is in."""
         return T.RUNNING if self.is_true(T.PREPARED) else T.PREPARED
 
+    @property
+    def prepares_in_pod(self) -> bool:
+        """Whether the training pod prepares the data itself."""
+        return self.status.resolved is not None and self.status.resolved.prepares_in_pod is True
+
     def finish(self) -> FineTuneJobStatus:
         """Return the status with phase, kstatus conditions and generation in it."""
         phase = self._phase()
@@ -79,17 +84,12 @@ class Draft:
             (self.is_true(T.SUSPENDED), Phase.SUSPENDED),
             (self.reason(T.SUSPENDED) == Reason.SUSPENDING, Phase.SUSPENDING),
             (restarting, Phase.RESTARTING),
-            (self._queues_to_prepare(), Phase.QUEUED),
+            (self.prepares_in_pod and self.reason(T.PREPARED) == Reason.QUEUED, Phase.QUEUED),
             (not self.is_true(T.PREPARED), Phase.PREPARING),
             (self.is_true(T.RUNNING), Phase.RUNNING),
             (self.reason(T.RUNNING) == Reason.QUEUED, Phase.QUEUED),
         )
         return next((phase for holds, phase in stages if holds), Phase.STARTING)
-
-    def _queues_to_prepare(self) -> bool:
-        """Whether the training pod, which prepares, is held back by its queue."""
-        in_pod = self.status.resolved is not None and self.status.resolved.prepares_in_pod
-        return bool(in_pod) and self.reason(T.PREPARED) == Reason.QUEUED
 
     def _kstatus(self, phase: Phase) -> None:
         """Ready only when complete; Stalled when nothing moves until somebody acts (job-traps 23)."""

@@ -21,9 +21,7 @@ from finetune_operator.policy.step import Step
 
 def current_stage(draft: Draft) -> Stage:
     """Return the stage whose Job the current attempt is."""
-    resolved = draft.status.resolved
-    in_pod = resolved is not None and resolved.prepares_in_pod
-    return "train" if in_pod else working_stage(draft)
+    return "train" if draft.prepares_in_pod else working_stage(draft)
 
 
 def working_stage(draft: Draft) -> Stage:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.defaults import usual_rate
 from finetune_contract.prepared import DatasetCounts
@@ -28,11 +31,22 @@ def observe(spec: TuningSpec, seen: Survey, plan: Plan, *, train_examples: int) 
         labels=seen.checks.labels,
         system_prompts=len(seen.system_prompts),
         one_prompt=plan.by_whole,
-        method=spec.method,
-        objective=spec.objective,
-        learning_rate=spec.hyperparameters.learning_rate or usual_rate(spec)[0],
-        epochs=epochs_of(spec, train_examples=train_examples),
+        **_settings(spec, train_examples=train_examples),
     )
+
+
+def under(spec: TuningSpec, observed: Observed) -> Observed:
+    """Return what was observed of data with another job's settings: the warnings are about both."""
+    return replace(observed, **_settings(spec, train_examples=observed.train_examples))
+
+
+def _settings(spec: TuningSpec, *, train_examples: int) -> dict[str, Any]:
+    return {
+        "method": spec.method,
+        "objective": spec.objective,
+        "learning_rate": spec.hyperparameters.learning_rate or usual_rate(spec)[0],
+        "epochs": epochs_of(spec, train_examples=train_examples),
+    }
 
 
 def counts(

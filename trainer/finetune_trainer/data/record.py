@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from finetune_contract.defaults import usual_rate
 from finetune_contract.model import Model
-from finetune_contract.resolve import DataFacts, epochs_of
+from finetune_contract.resolve import DataFacts
 from finetune_contract.run_config import RunConfig
-from finetune_contract.spec import TuningSpec
 from finetune_trainer.data.advice import Observed
 from finetune_trainer.data.shards import Cut, LocalShard
 
@@ -33,7 +30,7 @@ class DataRecord(Model):
     max_sequence_length: int
     """Tokens after which examples were cut."""
     observed: Observed
-    """With the settings of the run that made it; see `under`."""
+    """With the settings of the run that made it; see `observe.under`."""
     train: Cut
     validation: Cut
     shards: tuple[LocalShard, ...]
@@ -56,14 +53,3 @@ def data_key(config: RunConfig, *, data_sha256: str, model_revision: str) -> str
         "packages": [version(name) for name in _MAKERS],
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-
-
-def under(spec: TuningSpec, observed: Observed) -> Observed:
-    """Return what was observed, with a job's settings: the warnings are about both."""
-    return replace(
-        observed,
-        method=spec.method,
-        objective=spec.objective,
-        learning_rate=spec.hyperparameters.learning_rate or usual_rate(spec)[0],
-        epochs=epochs_of(spec, train_examples=observed.train_examples),
-    )

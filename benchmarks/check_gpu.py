@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from finetune_contract.spec import Lora
-from finetune_trainer.adapters import attach
-from finetune_trainer.fast import FastPath, flat
-from finetune_trainer.kernels import attention_backends, attention_choice, gated_mlp, loss, nf4
-from finetune_trainer.kernels.layout import Layout
-from finetune_trainer.micro_batches import MicroBatch, StepCollator
+from finetune_trainer.fast.kernels import attention_backends, attention_choice, gated_mlp, loss, nf4
+from finetune_trainer.fast.kernels.layout import Layout
+from finetune_trainer.fast.micro_batches import MicroBatch, StepCollator
+from finetune_trainer.fast.path import FastPath, flat
+from finetune_trainer.model.adapters import attach
 from tests.support.families import make_model
 
 SIZE: dict[str, Any] = {

@@ -59,8 +59,8 @@ def make_model(setting: Setting) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from finetune_trainer.adapters import attach
-    from finetune_trainer.model import device, hold_trained
+    from finetune_trainer.model.adapters import attach
+    from finetune_trainer.model.build import device, hold_trained
 
     torch.manual_seed(0)  # each process makes the same
     shape = dict(SHAPES[setting.shape])
@@ -124,11 +124,11 @@ def make_loop(setting: Setting, folder: Path) -> Any:
     from datasets import Dataset
 
     from finetune_contract.prepared import DatasetSummary, Estimate, Prepared
-    from finetune_trainer.arguments import loop_arguments
-    from finetune_trainer.dataset import Data
-    from finetune_trainer.loop import Loop
-    from finetune_trainer.model import hold_trained
-    from finetune_trainer.zero import loading, sharing_settings
+    from finetune_trainer.data.dataset import Data
+    from finetune_trainer.model.build import hold_trained
+    from finetune_trainer.parallel.zero import loading, sharing_settings
+    from finetune_trainer.training.arguments import loop_arguments
+    from finetune_trainer.training.loop import Loop
     from tests.support.prepared import UID, make_config
 
     vocab = int(SHAPES[setting.shape]["vocab_size"])
@@ -211,7 +211,7 @@ def measure_shape(name: str) -> None:
 
 def measure_shared(number: int) -> None:
     """Measure one setting of SHARED in this process, one of its ranks; the first prints the JSON line."""
-    from finetune_trainer.distributed import join, world
+    from finetune_trainer.parallel.distributed import join, world
 
     join()
     found = measure(SHARED[number])

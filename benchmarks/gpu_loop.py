@@ -50,11 +50,11 @@ def make_loop(options: argparse.Namespace, folder: Path) -> Any:
     """Return the loop."""
     from finetune_contract.prepared import Prepared
     from finetune_contract.spec import Precision
-    from finetune_trainer.arguments import loop_arguments
-    from finetune_trainer.dataset import Data
-    from finetune_trainer.fast_choice import fast_path
-    from finetune_trainer.loop import Loop
-    from finetune_trainer.model import hold_trained
+    from finetune_trainer.data.dataset import Data
+    from finetune_trainer.fast.choice import fast_path
+    from finetune_trainer.model.build import hold_trained
+    from finetune_trainer.training.arguments import loop_arguments
+    from finetune_trainer.training.loop import Loop
     from tests.support.prepared import make_config, make_resolved
 
     method = {"bf16": "LoRA", "nf4": "QLoRA"}[options.base]
@@ -121,7 +121,7 @@ def main() -> None:
 
     import torch
 
-    from finetune_trainer.dryrun import dry_run
+    from finetune_trainer.training.dryrun import dry_run
 
     if options.flash:
         sys.path.insert(0, options.flash)

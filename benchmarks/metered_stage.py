@@ -12,8 +12,8 @@ from typing import Any
 from benchmarks.step_meter import StepMeter
 from finetune_trainer import train, watchers
 from finetune_trainer.__main__ import main
-from finetune_trainer.loop import Loop
 from finetune_trainer.run import Run
+from finetune_trainer.training.loop import Loop
 
 
 def measure(out: Path) -> int:

@@ -128,8 +128,8 @@ def answering(folder: Path) -> Callable[[Sequence[str]], list[str]]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from finetune_trainer.dataset import Asked
-    from finetune_trainer.generate import answers
+    from finetune_trainer.data.dataset import Asked
+    from finetune_trainer.evaluation.generate import answers
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dev.cluster.prometheus import Prometheus
-from finetune_trainer.prometheus import MetricsServer
+from finetune_trainer.reporting.prometheus import MetricsServer
 from tests.support.jobs import RunningJob, make_manifest
 from tests.support.manifests import CHART
 

@@ -250,7 +250,7 @@ async def test_transformers_own_callback_reports(jobs: KnownJobs) -> None:
 
 @pytest.mark.usefixtures("pod_environment")
 async def test_our_trainer_reports(jobs: KnownJobs) -> None:
-    from finetune_trainer.progress import Poster
+    from finetune_trainer.reporting.progress import Poster
 
     poster = Poster.from_env()
     metrics = (Metric(name="checkpointStep", value="40"), Metric(name="tokensPerSecond", value="1234.5"))

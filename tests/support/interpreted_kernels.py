@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from finetune_trainer.kernels import gated_mlp, loss, nf4, triton_gated, triton_loss, triton_nf4
+from finetune_trainer.fast.kernels import gated_mlp, loss, nf4, triton_gated, triton_loss, triton_nf4
 
 TOKENS, WIDTH, RANK = 64, 128, 16
 CLOSE = 1e-5

@@ -83,7 +83,7 @@ def train(case: Case) -> Outcome:
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the signal come once a step has been reported, while the next one is trained."""
-    from finetune_trainer.callbacks import Report
+    from finetune_trainer.training.callbacks import Report
 
     report = Report._report_step
 

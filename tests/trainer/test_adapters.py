@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.spec import Lora, Method
-from finetune_trainer import principal
-from finetune_trainer.adapters import attach, check_adapters
-from finetune_trainer.adapters_check import check_apart
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model import load_base
-from finetune_trainer.optimizers import raise_second_rates
+from finetune_trainer.model import principal
+from finetune_trainer.model.adapters import attach, check_adapters
+from finetune_trainer.model.adapters_check import check_apart
+from finetune_trainer.model.build import load_base
+from finetune_trainer.training.optimizers import raise_second_rates
 from tests.support.families import save_family
 from tests.support.prepared import Case, tiny_model
 from tests.support.training import THIRD_PARTY, Outcome, make_case, train

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.card import licence_of
+from finetune_trainer.outputs.card import licence_of
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_trainer.charts import Curve, draw, histogram, smoothed
-from finetune_trainer.summary import Point
+from finetune_trainer.outputs.charts import Curve, draw, histogram, smoothed
+from finetune_trainer.outputs.summary import Point
 
 
 def points(*values: float) -> tuple[Point, ...]:

@@ -11,8 +11,8 @@ import pytest
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.run_config import RunConfig, Use
-from finetune_trainer import checkpoint
-from finetune_trainer.checkpoint import CheckpointUploader, Place, prune, restore_newest, store_checkpoint
+from finetune_trainer.checkpoints import checkpoint
+from finetune_trainer.checkpoints.checkpoint import CheckpointUploader, Place, prune, restore_newest, store_checkpoint
 from finetune_trainer.errors import AlreadyExistsError, TrainerError
 from finetune_trainer.storage import Store, open_store
 from tests.support.prepared import make_config

@@ -230,7 +230,7 @@ def test_a_gpu_too_small_for_any_micro_batch(tmp_path: Path, monkeypatch: pytest
     def too_large(*_: Any, **__: Any) -> None:
         raise _torch_out_of_memory()
 
-    monkeypatch.setattr("finetune_trainer.dryrun.dry_run", too_large)
+    monkeypatch.setattr("finetune_trainer.training.dryrun.dry_run", too_large)
 
     assert exit_code(make_case(tmp_path)) == ExitCode.OUT_OF_MEMORY
 
@@ -239,7 +239,7 @@ def test_a_disk_that_is_full_in_a_checkpoint(tmp_path: Path, monkeypatch: pytest
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("finetune_trainer.zero.save_weights", full)
+    monkeypatch.setattr("finetune_trainer.parallel.zero.save_weights", full)
 
     assert exit_code(make_case(tmp_path)) == ExitCode.DISK_FULL
 

@@ -11,9 +11,9 @@ from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.nested import laid_over
 from finetune_contract.spec import TuningSpec
-from finetune_trainer import zero
-from finetune_trainer.deepspeed_config import own_config
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.parallel import zero
+from finetune_trainer.parallel.deepspeed_config import own_config
 from tests.support.prepared import make_config, make_resolved
 
 OTHER_STAGE = {"zero_optimization": {"stage": 2}}

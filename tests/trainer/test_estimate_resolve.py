@@ -15,7 +15,7 @@ from finetune_contract.run_config import Device
 from finetune_contract.shape import ModelShape
 from finetune_contract.spec import TuningSpec
 from finetune_contract.would_fit import what_would_fit
-from finetune_trainer.cpu import multiplies_bfloat16
+from finetune_trainer.training.cpu import multiplies_bfloat16
 
 GIB = 1 << 30
 LLAMA_8B = ModelShape.from_config_json(

@@ -11,8 +11,8 @@ import torch
 from finetune_contract.estimate import GIB, Tuning, adapter_parameters, estimate
 from finetune_contract.shape import ModelShape, UnknownShapeError
 from finetune_contract.spec import Lora, Method, Optimizer, Precision, Quantization
-from finetune_trainer.adapters import attach, targets_of
-from finetune_trainer.vocabulary import grow_embeddings
+from finetune_trainer.model.adapters import attach, targets_of
+from finetune_trainer.model.vocabulary import grow_embeddings
 from tests.support.families import COUNTED, FAMILIES, make_model, shape_of
 from tests.support.prepared import WORDS as VOCABULARY
 

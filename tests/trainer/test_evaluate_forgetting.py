@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.measures import Forgetting, Measure
-from finetune_trainer import evaluate
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation import evaluate
 from finetune_trainer.evaluation.compare import summarise
 from finetune_trainer.evaluation.forgetting import MAX_BYTES, MAX_TOKENS, general_rows, paragraphs
 from finetune_trainer.evaluation.measured import Measured

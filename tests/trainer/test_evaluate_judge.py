@@ -18,7 +18,7 @@ from finetune_contract import paths
 from finetune_contract.evaluation import JudgeVerdict
 from finetune_contract.outcome import Manifest, TerminationMessage
 from finetune_contract.run_config import RunConfig, Use
-from finetune_trainer.dataset import Question
+from finetune_trainer.data.dataset import Question
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.chat_client import ChatClient, ChatError, Patience
 from finetune_trainer.evaluation.judge import FOLDER, Judged, Pair, judge_pairs

@@ -10,7 +10,7 @@ import pytest
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.spec import Evaluation
-from finetune_trainer.dataset import Question
+from finetune_trainer.data.dataset import Question
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.json_answers import is_json, schema_check
 from finetune_trainer.evaluation.metrics import scores_of

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
-from finetune_trainer.dataset import Asked, Data, Question, batches_by_length
+from finetune_trainer.data.dataset import Asked, Data, Question, batches_by_length
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluate import BASE_RESULTS, TUNED_RESULTS, sample
-from finetune_trainer.generate import answers, batched
-from finetune_trainer.model import load_base
+from finetune_trainer.evaluation.evaluate import BASE_RESULTS, TUNED_RESULTS, sample
+from finetune_trainer.evaluation.generate import answers, batched
+from finetune_trainer.model.build import load_base
 from finetune_trainer.preemption import PREEMPTION
 from tests.support.models import smollm2
 from tests.support.prepared import tiny_model

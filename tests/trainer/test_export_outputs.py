@@ -19,8 +19,8 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import Manifest, OutputFile, artifact
 from finetune_contract.output_spec import Merged, MergedBase
 from finetune_contract.spec import Quantization
-from finetune_trainer import export
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.outputs import export
 from finetune_trainer.storage.local import FolderStore
 from tests.support.models import tiny_llama
 from tests.support.prepared import Case, tiny_model
@@ -101,16 +101,16 @@ def test_full_weights_are_written_as_asked(tmp_path: Path, dtype: str) -> None:
 def test_a_merge_that_is_not_exact_is_refused(
     case: Case, outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune_trainer.merge import write_merged
+    from finetune_trainer.outputs.merge import write_merged
 
-    monkeypatch.setattr("finetune_trainer.merge.TOLERANCE", 0.0)
+    monkeypatch.setattr("finetune_trainer.outputs.merge.TOLERANCE", 0.0)
     with pytest.raises(TrainerError, match="differ") as failure:
         write_merged(Path(base_folder(case)), outcome.run / paths.ADAPTER, tmp_path / "merged", settings=Merged())
     assert failure.value.code is ExitCode.INTERNAL_ERROR
 
 
 def test_a_number_format_that_cannot_hold_the_weights_is_refused(case: Case, outcome: Outcome, tmp_path: Path) -> None:
-    from finetune_trainer.merge import write_full
+    from finetune_trainer.outputs.merge import write_full
 
     model = AutoModelForCausalLM.from_pretrained(base_folder(case), dtype=torch.float32)
     with torch.no_grad():
@@ -141,14 +141,14 @@ def as_trained(case: Case, run: Path) -> torch.Tensor:
     """Return what adapter and 4-bit base say together, the base's rounding kept."""
     from peft import PeftModel
 
-    from finetune_trainer.model import load_base
+    from finetune_trainer.model.build import load_base
 
     base = load_base(Path(base_folder(case)), dtype=torch.float32, quantization=Quantization()).dequantize()
     return logits(PeftModel.from_pretrained(base.float(), str(run / paths.ADAPTER)))
 
 
 def test_large_weights_are_split_as_asked(tmp_path: Path) -> None:
-    from finetune_trainer.merge import write_full
+    from finetune_trainer.outputs.merge import write_full
 
     model = tiny_model(tmp_path / "model", hidden_size=256, intermediate_size=512)
     write_full(model, tmp_path / "merged", settings=Merged(max_shard_size="1MB"))

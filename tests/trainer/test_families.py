@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from finetune_contract import paths
 from finetune_contract.prepared import Prepared
-from finetune_trainer.dataset import collator
-from finetune_trainer.model import load_base
+from finetune_trainer.data.dataset import collator
+from finetune_trainer.model.build import load_base
 from tests.support.families import FAMILIES, WINDOW, save_family
 from tests.support.prepared import Case
 from tests.support.training import THIRD_PARTY, Outcome, make_case, train

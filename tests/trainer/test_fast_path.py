@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from finetune_contract.spec import Lora, Precision
-from finetune_trainer import fast_choice
-from finetune_trainer.adapters import attach
-from finetune_trainer.dataset import IGNORED
-from finetune_trainer.fast import FastPath, flat, why_not
-from finetune_trainer.fast_check import disagreement
-from finetune_trainer.kernels import attention_backends
-from finetune_trainer.micro_batches import MULTIPLE, StepCollator, pack
+from finetune_trainer.data.dataset import IGNORED
+from finetune_trainer.fast import choice as fast_choice
+from finetune_trainer.fast.check import disagreement
+from finetune_trainer.fast.kernels import attention_backends
+from finetune_trainer.fast.micro_batches import MULTIPLE, StepCollator, pack
+from finetune_trainer.fast.path import FastPath, flat, why_not
+from finetune_trainer.model.adapters import attach
 from tests.support.families import FAMILIES, make_model
 from tests.support.training import THIRD_PARTY, make_case, stopped, train
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.output_spec import GgufType
-from finetune_trainer import gguf_files
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.gguf_files import CONVERTER, TOLERANCE, write_gguf
+from finetune_trainer.outputs import gguf_files
+from finetune_trainer.outputs.gguf_files import CONVERTER, TOLERANCE, write_gguf
 from tests.support.gguf_models import FAMILIES, tiny_model_of
 
 TOKENS = [5, 400, 7, 9000, 12, 333, 41, 2048]

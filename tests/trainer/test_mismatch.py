@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_trainer.mismatch import mismatched, partners
+from finetune_trainer.preference.mismatch import mismatched, partners
 
 
 def row(prompt: list[int], answer: list[int]) -> dict[str, list[int]]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from finetune_contract.run_config import Use
-from finetune_trainer import model_cache
 from finetune_trainer.fetch import fetch_model
-from finetune_trainer.model_cache import MARKER, hold, make_room
+from finetune_trainer.model import cache as model_cache
+from finetune_trainer.model.cache import MARKER, hold, make_room
 from finetune_trainer.storage import open_store
 from finetune_trainer.storage.folders import upload_folder
 from tests.support.models import tiny_llama
@@ -22,7 +22,7 @@ from tests.support.preparing import machine, run_config
 
 _HOLD = """
 import pathlib, sys
-from finetune_trainer.model_cache import hold
+from finetune_trainer.model.cache import hold
 hold(pathlib.Path(sys.argv[1]))
 print(1, flush=True)
 sys.stdin.read()

@@ -15,12 +15,12 @@ from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.run_config import JobIdentity, RunConfig
 from finetune_contract.spec import Lora, TuningSpec
-from finetune_trainer.adapters import attach
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model import load_base
+from finetune_trainer.model.adapters import attach
+from finetune_trainer.model.build import load_base
+from finetune_trainer.model.tokenizer import load_tokenizer
+from finetune_trainer.model.vocabulary import add_tokens, grow_embeddings
 from finetune_trainer.stage import run_stage
-from finetune_trainer.tokenizer import load_tokenizer
-from finetune_trainer.vocabulary import add_tokens, grow_embeddings
 from tests.support.datasets import write_lines
 from tests.support.families import save_family
 from tests.support.prepared import make_environment, tiny_model

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dev.cluster.toolchain import find_go
-from finetune_trainer.ollama import chat_shape, modelfile
+from finetune_trainer.outputs.ollama import chat_shape, modelfile
 from tests.support.chat_templates import FAMILIES, tokenizer_of
 
 Render = Callable[[str, list[dict[str, str]]], str]

@@ -18,12 +18,12 @@ from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import JobIdentity, RunConfig
 from finetune_contract.spec import Objective, TuningSpec
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.loop import Loop
-from finetune_trainer.mismatch import OTHER, partners
-from finetune_trainer.model import load_base
-from finetune_trainer.preference import Answers, Preference, reference_point
-from finetune_trainer.preference_passes import REFERENCE, held_out_preference, pair_collator, reference_of
+from finetune_trainer.model.build import load_base
+from finetune_trainer.preference.loss import Answers, Preference, reference_point
+from finetune_trainer.preference.mismatch import OTHER, partners
+from finetune_trainer.preference.passes import REFERENCE, held_out_preference, pair_collator, reference_of
 from finetune_trainer.stage import run_stage
+from finetune_trainer.training.loop import Loop
 from tests.support.datasets import write_lines
 from tests.support.models import tiny_llama
 from tests.support.prepared import Case, make_environment
@@ -247,7 +247,9 @@ def test_the_base_model_is_asked_once_a_run(tmp_path: Path, objective: str, monk
     undisturbed = train(case_of(tmp_path / "undisturbed", objective, spec=spec, eval_every_steps=3))
     case = case_of(tmp_path / "disturbed", objective, spec=spec, eval_every_steps=3)
     stopped(case, after=2, monkeypatch=monkeypatch)
-    monkeypatch.setattr("finetune_trainer.reference.reference_of", lambda *_, **__: pytest.fail("asks again"))
+    monkeypatch.setattr(
+        "finetune_trainer.preference.reference.reference_of", lambda *_, **__: pytest.fail("asks again")
+    )
 
     resumed = train(case.attempt(2))
 

@@ -18,9 +18,9 @@ from finetune_contract.outcome import TerminationMessage
 from finetune_contract.paths import CHECKPOINT_MANIFEST
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig, Use
+from finetune_trainer.checkpoints.resume_check import identity
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.prepare import run_prepare
-from finetune_trainer.resume_check import identity
 from finetune_trainer.storage import open_store
 from finetune_trainer.storage.folders import upload_folder
 from tests.support.datasets import chat, chats, lines, write_lines

@@ -14,8 +14,8 @@ import pytest
 
 from finetune_contract import paths
 from finetune_contract.progress import ProgressPost, finite_metrics
-from finetune_trainer import progress
-from finetune_trainer.progress import Poster, Progress, StepClock, status_of
+from finetune_trainer.reporting import progress
+from finetune_trainer.reporting.progress import Poster, Progress, StepClock, status_of
 
 
 class Server:

@@ -38,7 +38,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def down_at_first(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    monkeypatch.setattr("finetune_trainer.hub.time.sleep", lambda _: None)
+    monkeypatch.setattr("finetune_trainer.storage.hub.time.sleep", lambda _: None)
     hub.down = True
     return hub
 

@@ -18,9 +18,9 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import Artifact, Manifest, OutputFile, TerminationMessage
 from finetune_trainer.__main__ import main
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.results import EvaluationFile
+from finetune_trainer.outputs.results import EvaluationFile
+from finetune_trainer.outputs.summary import Training
 from finetune_trainer.stage import load_config, run_stage
-from finetune_trainer.summary import Training
 from tests.support.prepared import UID, make_config, make_environment
 
 LINE = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (INFO|WARNING|ERROR) .+$")

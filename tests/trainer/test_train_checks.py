@@ -17,17 +17,17 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.progress import TrainerStatus, finite_metrics
 from finetune_contract.run_config import Use
 from finetune_contract.spec import Precision
-from finetune_trainer import callbacks, dryrun
-from finetune_trainer.arguments import loop_arguments
-from finetune_trainer.dataset import fetch_data, read_prepared
-from finetune_trainer.dryrun import Plan, dry_run, fit, largest_divisor, longest_batch, plans
+from finetune_trainer.data.dataset import fetch_data, read_prepared
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.fetch import fetch_model
-from finetune_trainer.loop import Loop
-from finetune_trainer.model import computing, hold_trained, load_for_training
-from finetune_trainer.progress import Poster
+from finetune_trainer.model.build import computing, hold_trained, load_for_training
+from finetune_trainer.model.tokenizer import load_tokenizer
+from finetune_trainer.reporting.progress import Poster
 from finetune_trainer.storage import open_store
-from finetune_trainer.tokenizer import load_tokenizer
+from finetune_trainer.training import callbacks, dryrun
+from finetune_trainer.training.arguments import loop_arguments
+from finetune_trainer.training.dryrun import Plan, dry_run, fit, largest_divisor, longest_batch, plans
+from finetune_trainer.training.loop import Loop
 from tests.support.prepared import Case, tiny_model
 from tests.support.training import THIRD_PARTY, make_case, train
 

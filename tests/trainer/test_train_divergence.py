@@ -14,9 +14,9 @@ import torch
 
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
-from finetune_trainer.divergence import ABOVE, DEAD_STEPS, RECENT, GradientPulse, LossLevel
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.loop import Loop
+from finetune_trainer.training.divergence import ABOVE, DEAD_STEPS, RECENT, GradientPulse, LossLevel
+from finetune_trainer.training.loop import Loop
 from tests.support.prepared import Case
 from tests.support.training import THIRD_PARTY, forget_preemption, make_case, stop_after, train
 

@@ -18,10 +18,10 @@ from finetune_contract import paths
 from finetune_contract.progress import TrainerStatus, finite_metrics
 from finetune_contract.shape import ModelShape
 from finetune_contract.spec import Lora, Method, Precision
-from finetune_trainer.callbacks import Report
-from finetune_trainer.figures import Efficiency, flops_per_token, peak_flops
-from finetune_trainer.progress import Poster
-from finetune_trainer.prometheus import MetricsServer, exposition
+from finetune_trainer.reporting.figures import Efficiency, flops_per_token, peak_flops
+from finetune_trainer.reporting.progress import Poster
+from finetune_trainer.reporting.prometheus import MetricsServer, exposition
+from finetune_trainer.training.callbacks import Report
 from tests.support.training import THIRD_PARTY, make_case, stopped, train
 
 pytestmark = THIRD_PARTY

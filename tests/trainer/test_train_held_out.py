@@ -13,11 +13,11 @@ from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.progress import TrainerStatus, finite_metrics
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluate import held_out_loss
-from finetune_trainer.held_out import overfitting, stop_reason
-from finetune_trainer.loop import Loop
+from finetune_trainer.evaluation.evaluate import held_out_loss
 from finetune_trainer.preemption import PREEMPTION
-from finetune_trainer.progress import Poster
+from finetune_trainer.reporting.progress import Poster
+from finetune_trainer.training.held_out import overfitting, stop_reason
+from finetune_trainer.training.loop import Loop
 from tests.support.training import THIRD_PARTY, Outcome, forget_preemption, make_case, train
 
 pytestmark = THIRD_PARTY
@@ -133,7 +133,7 @@ def test_patience_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     evaluate = Loop.evaluate
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "evaluate", lambda self, *_, **__: (loops.append(self), evaluate(self))[1])
-        patch.setattr("finetune_trainer.loop.held_out_loss", told_to_stop)
+        patch.setattr("finetune_trainer.training.loop.held_out_loss", told_to_stop)
         with pytest.raises(TrainerError) as failure:
             train(case)
     assert failure.value.code is ExitCode.PREEMPTED
@@ -159,7 +159,7 @@ def test_what_fails_after_an_early_stop_trains_no_further(tmp_path: Path, monkey
         with pytest.raises(TrainerError):
             train(case)
     forget_preemption()
-    monkeypatch.setattr("finetune_trainer.loop.Loop.train", lambda *_, **__: pytest.fail("trains again"))
+    monkeypatch.setattr("finetune_trainer.training.loop.Loop.train", lambda *_, **__: pytest.fail("trains again"))
 
     again = train(case.attempt(2))
 

@@ -10,9 +10,9 @@ import torch
 from pyarrow import parquet
 from trl.trainer import utils as trl_utils
 
-from finetune_trainer.dataset import IGNORED
-from finetune_trainer.evaluate import held_out_loss
-from finetune_trainer.model import load_base
+from finetune_trainer.data.dataset import IGNORED
+from finetune_trainer.evaluation.evaluate import held_out_loss
+from finetune_trainer.model.build import load_base
 from tests.support.prepared import PAD, Case
 from tests.support.training import THIRD_PARTY, Outcome, make_case, train
 

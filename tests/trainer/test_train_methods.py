@@ -11,7 +11,7 @@ import pytest
 from finetune_contract import paths
 from finetune_contract.outcome import Manifest
 from finetune_contract.spec import Precision
-from finetune_trainer.evaluate import held_out_loss
+from finetune_trainer.evaluation.evaluate import held_out_loss
 from tests.support.training import THIRD_PARTY, make_case, train
 
 pytestmark = THIRD_PARTY
@@ -62,7 +62,7 @@ def test_the_weights_of_the_lowest_held_out_loss_are_exported(
         measured += 1
         return held_out_loss(*args, **kwargs) + (1.0 if measured > 3 else 0.0)
 
-    monkeypatch.setattr("finetune_trainer.loop.held_out_loss", worse_from_the_fourth_on)
+    monkeypatch.setattr("finetune_trainer.training.loop.held_out_loss", worse_from_the_fourth_on)
 
     outcome = train(make_case(tmp_path, method=method, total_steps=6, eval_every_steps=1, learning_rate=1e-2))
 

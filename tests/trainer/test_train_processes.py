@@ -18,14 +18,14 @@ from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import TerminationMessage
 from finetune_contract.run_config import Use
-from finetune_trainer import checkpoint
-from finetune_trainer.callbacks import Report
+from finetune_trainer.checkpoints import checkpoint
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.logs import log
 from finetune_trainer.preemption import PREEMPTION, SIGNALS
 from finetune_trainer.stage import run_stage
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.storage.folders import upload_folder
+from finetune_trainer.training.callbacks import Report
 from tests.support.prepared import Case
 from tests.support.processes import read_until, trainer
 from tests.support.training import THIRD_PARTY, forget_preemption, make_case, train

@@ -12,10 +12,10 @@ import pytest
 from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.spec import Optimizer
-from finetune_trainer import callbacks
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluate import held_out_loss
+from finetune_trainer.evaluation.evaluate import held_out_loss
 from finetune_trainer.preemption import PREEMPTION
+from finetune_trainer.training import callbacks
 from tests.support.prepared import Case, tiny_model
 from tests.support.training import THIRD_PARTY, Outcome, forget_preemption, make_case, stopped, train
 
@@ -109,7 +109,7 @@ def test_a_signal_during_a_measurement_puts_it_off(tmp_path: Path, monkeypatch: 
         return held_out_loss(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("finetune_trainer.loop.held_out_loss", told_to_stop)
+        patch.setattr("finetune_trainer.training.loop.held_out_loss", told_to_stop)
         with pytest.raises(TrainerError) as failure:
             train(case)
     forget_preemption()
@@ -130,7 +130,7 @@ def test_a_stop_after_the_last_step_repeats_evaluation_alone(tmp_path: Path, mon
         with pytest.raises(TrainerError):
             train(case)
     forget_preemption()
-    monkeypatch.setattr("finetune_trainer.loop.Loop.train", lambda *_, **__: pytest.fail("trains again"))
+    monkeypatch.setattr("finetune_trainer.training.loop.Loop.train", lambda *_, **__: pytest.fail("trains again"))
 
     again = train(case.attempt(2))
 
@@ -172,7 +172,7 @@ def test_weights_that_were_better_before_stay_apart_from_those_that_go_on(
         return held_out_loss(model, *args, **kwargs) + (0.0 if next(measured) == 0 else 1.0)
 
     measured = count()
-    monkeypatch.setattr("finetune_trainer.loop.held_out_loss", worse_later)
+    monkeypatch.setattr("finetune_trainer.training.loop.held_out_loss", worse_later)
     case = make_case(tmp_path, total_steps=STEPS, spec={"checkpoint": {"keep": 100}})
     stopped(case, after=4, monkeypatch=monkeypatch)
 

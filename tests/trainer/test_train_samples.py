@@ -11,10 +11,10 @@ from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.samples import Sample, from_lines, to_lines
 from finetune_operator.cli.__main__ import main
-from finetune_trainer import samples as samples_module
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.storage.local import FolderStore
+from finetune_trainer.training import samples as samples_module
 from tests.support.training import THIRD_PARTY, Outcome, forget_preemption, make_case, stopped, train
 
 pytestmark = THIRD_PARTY

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from finetune_contract import paths
-from finetune_trainer import tracking
-from finetune_trainer.tracking import Tracker
+from finetune_trainer.reporting import tracking
+from finetune_trainer.reporting.tracking import Tracker
 from tests.support.mlflow import mlflow_server
 from tests.support.prepared import Case
 from tests.support.processes import COMMAND, container_environment

@@ -11,7 +11,7 @@ from finetune_contract.exit_codes import ExitCode
 
 SCRIPT = """
 import time
-from finetune_trainer.watchdog import WATCHDOG
+from finetune_trainer.parallel.watchdog import WATCHDOG
 WATCHDOG.start(limit=0.5)
 for _ in range(4):
     time.sleep(0.25)

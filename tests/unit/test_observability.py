@@ -16,7 +16,7 @@ from finetune_operator.api.conditions import Phase
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.observability.logs import JsonFormatter
 from finetune_operator.observability.metrics import Metrics
-from finetune_trainer.prometheus import _METRICS, exposition
+from finetune_trainer.reporting.prometheus import _METRICS, exposition
 from tests.support.builders import Story, ended_pod, failed_child, make_child, make_pod, make_spec, trained_message
 
 

@@ -10,7 +10,7 @@ Counted tensor by tensor, a token and a layer, as Korthikanti et al. 2022 (secti
   has one for each token of its sequence.
 - The loss is taken by TRL's fused head, tile by tile: full logits never exist.
 
-On the trainer's fast path (a GPU, adapters; `finetune_trainer.fast`) compiled layers keep less: `count_fast`.
+On the trainer's fast path (a GPU, adapters; `finetune_trainer.fast.path`) compiled layers keep less: `count_fast`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FLOAT = 4
 TILE_TOKENS, TILE_VOCAB = 4096, 32768
 """Tokens and words of which logits exist at one time (trl.kernels.chunked_logprob)."""
 CHUNK = 1 << 29
-"""Logits that exist at one time on the fast path (finetune_trainer.kernels.loss)."""
+"""Logits that exist at one time on the fast path (finetune_trainer.fast.kernels.loss)."""
 EXPERTS_A_TOKEN = 2
 # Tensors as wide as the MLP that the backward pass of one has at one time, in bytes a value: measured.
 _BUFFER = {Method.LORA: 10, Method.QLORA: 6, Method.FULL: 6}

@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         # A signal that comes while modules load is remembered, and the stage stops at its start.
         PREEMPTION.install()
         from finetune_trainer.environment import Environment, end_rank, is_rank
-        from finetune_trainer.launch import launch
+        from finetune_trainer.parallel.launch import launch
         from finetune_trainer.stage import run_stage
         from finetune_trainer.unused import hide, unused
 
@@ -89,7 +89,7 @@ def _train_config(env: Environment) -> RunConfig | None:
 
 def _leave_stuck_trackers(code: int) -> None:
     """End at once where a tracker hangs: its library would wait for its server when the process ends."""
-    tracking = sys.modules.get("finetune_trainer.tracking")
+    tracking = sys.modules.get("finetune_trainer.reporting.tracking")
     if tracking is not None and tracking.Tracker.left_behind:
         sys.stdout.flush()
         sys.stderr.flush()

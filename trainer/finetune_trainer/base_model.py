@@ -9,11 +9,11 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.run_config import RunConfig
 from finetune_contract.shape import ModelShape, UnknownShapeError
 from finetune_contract.spec import Lora
-from finetune_trainer.adapters_check import check_apart
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.fetch import fetch_model
-from finetune_trainer.model_folder import read_config, stop_ids
+from finetune_trainer.model.adapters_check import check_apart
+from finetune_trainer.model.folder import read_config, stop_ids
 
 _NO_LIMIT = 10_000_000
 """Tokenizers without a limit of their own carry an absurd number."""
@@ -34,7 +34,7 @@ class BaseModel:
 
 def read_base_model(config: RunConfig, env: Environment) -> BaseModel:
     """Fetch configuration and tokenizer, and read them. Raises MODEL_INVALID and what fetching raises."""
-    from finetune_trainer.tokenizer import load_tokenizer
+    from finetune_trainer.model.tokenizer import load_tokenizer
 
     fetched = fetch_model(config, env, weights=False)
     content = read_config(fetched.path)

@@ -9,7 +9,7 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import TrainResult
 from finetune_contract.run_config import RunConfig, Use
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.results import completed_run
+from finetune_trainer.outputs.results import completed_run
 from finetune_trainer.storage import open_store
 
 

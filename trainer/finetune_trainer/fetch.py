@@ -22,11 +22,11 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_contract.run_config import RunConfig, Use
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.hub import HubCommit, find_model
 from finetune_trainer.logs import log
-from finetune_trainer.model_cache import MARKER, PARTIAL, hold, make_room
-from finetune_trainer.model_folder import check_names, check_weights, configuration_files, read_config, weight_files
+from finetune_trainer.model.cache import MARKER, PARTIAL, hold, make_room
+from finetune_trainer.model.folder import check_names, check_weights, configuration_files, read_config, weight_files
 from finetune_trainer.storage import Store, StoredObject, open_store
+from finetune_trainer.storage.hub import HubCommit, find_model
 from finetune_trainer.storage.local import local_path
 
 _GIB = 1 << 30

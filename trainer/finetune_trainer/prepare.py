@@ -26,26 +26,26 @@ from finetune_contract.shape import ModelShape
 from finetune_contract.spec import TuningSpec
 from finetune_contract.would_fit import what_would_fit
 from finetune_trainer.base_model import BaseModel, read_base_model
-from finetune_trainer.claim import claim_run
-from finetune_trainer.cpu import multiplies_bfloat16
+from finetune_trainer.checkpoints.resume_check import check_resume
 from finetune_trainer.data import record
 from finetune_trainer.data.advice import warnings
 from finetune_trainer.data.cut import HELD_OUT, cut_data, phase, read_data
 from finetune_trainer.data.observe import counts, under
 from finetune_trainer.data.parts import Part, data_parts, digest_of_parts, revisions_of_parts
 from finetune_trainer.data.record import DataRecord, data_key
+from finetune_trainer.data.reuse import find_earlier, take_over
 from finetune_trainer.data.shards import LocalShard
 from finetune_trainer.data.tokenize import padding_token
-from finetune_trainer.deepspeed_config import own_config
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.evaluation.forgetting import is_measured, paragraphs
 from finetune_trainer.evaluation.metrics import check_metrics, scorers
 from finetune_trainer.logs import log
-from finetune_trainer.resume_check import check_resume
-from finetune_trainer.reuse import find_earlier, take_over
+from finetune_trainer.outputs.claim import claim_run
+from finetune_trainer.parallel.deepspeed_config import own_config
 from finetune_trainer.storage import Store, open_store
 from finetune_trainer.storage.folders import upload_folder
+from finetune_trainer.training.cpu import multiplies_bfloat16
 
 _GIB = 1 << 30
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from finetune_contract.prepared import Prepared
 from finetune_contract.run_config import RunConfig
-from finetune_trainer.dataset import Data
+from finetune_trainer.data.dataset import Data
 from finetune_trainer.fetch import FetchedModel
-from finetune_trainer.figures import GpuClock
+from finetune_trainer.reporting.figures import GpuClock
 from finetune_trainer.storage import Store
 
 

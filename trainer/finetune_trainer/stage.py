@@ -76,7 +76,7 @@ def _perform(stage: Stage, config: RunConfig, env: Environment) -> TerminationMe
             log.info("model revision %s", fetched.revision)
             return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED)
         case "train":
-            from finetune_trainer.distributed import join
+            from finetune_trainer.parallel.distributed import join
             from finetune_trainer.train import run_train
 
             join()

@@ -20,43 +20,43 @@ from finetune_contract.outcome import TrainResult
 from finetune_contract.run_config import RunConfig, Use
 from finetune_contract.samples import Sample
 from finetune_contract.spec import Lora, Method, Objective
-from finetune_trainer.arguments import loop_arguments
-from finetune_trainer.claim import claim_run
-from finetune_trainer.dataset import fetch_data, read_prepared
-from finetune_trainer.distributed import FETCHING, stop_if_told, world
-from finetune_trainer.dryrun import Plan, fit, largest_divisor, plans
+from finetune_trainer.checkpoints.resume import restore
+from finetune_trainer.data.dataset import fetch_data, read_prepared
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluate import measure_base, measure_tuned
 from finetune_trainer.evaluation.compare import summarise
+from finetune_trainer.evaluation.evaluate import measure_base, measure_tuned
 from finetune_trainer.evaluation.forgetting import general_rows
 from finetune_trainer.evaluation.judge import Judged, Pair, judge_pairs
 from finetune_trainer.evaluation.measured import Measured
-from finetune_trainer.export import Lineage, export
-from finetune_trainer.fast_choice import fast_path
+from finetune_trainer.fast.choice import fast_path
 from finetune_trainer.fetch import fetch_model
-from finetune_trainer.figures import GpuClock, gpus
 from finetune_trainer.logs import log
-from finetune_trainer.loop import Loop
-from finetune_trainer.mismatch import with_partners
-from finetune_trainer.model import hold_trained, load_for_training, set_recomputation
+from finetune_trainer.model.build import hold_trained, load_for_training, set_recomputation
+from finetune_trainer.model.tokenizer import load_tokenizer
+from finetune_trainer.outputs.claim import claim_run
+from finetune_trainer.outputs.export import Lineage, export
+from finetune_trainer.outputs.publish import publish
+from finetune_trainer.outputs.results import completed_run
+from finetune_trainer.outputs.summary import Training
+from finetune_trainer.parallel.distributed import FETCHING, stop_if_told, world
+from finetune_trainer.parallel.watchdog import WATCHDOG
+from finetune_trainer.parallel.zero import loading, sharing_settings
 from finetune_trainer.preemption import PREEMPTION
-from finetune_trainer.preference import Preference
-from finetune_trainer.preference_loop import PreferenceLoop
-from finetune_trainer.progress import Poster, Progress
-from finetune_trainer.prometheus import MetricsServer, port_from_env
-from finetune_trainer.publish import publish
-from finetune_trainer.reference import with_reference
-from finetune_trainer.results import completed_run
-from finetune_trainer.resume import restore
+from finetune_trainer.preference.loop import PreferenceLoop
+from finetune_trainer.preference.loss import Preference
+from finetune_trainer.preference.mismatch import with_partners
+from finetune_trainer.preference.reference import with_reference
+from finetune_trainer.reporting.figures import GpuClock, gpus
+from finetune_trainer.reporting.progress import Poster, Progress
+from finetune_trainer.reporting.prometheus import MetricsServer, port_from_env
 from finetune_trainer.run import Run
 from finetune_trainer.storage import Store, open_store
-from finetune_trainer.summary import Training
-from finetune_trainer.tokenizer import load_tokenizer
 from finetune_trainer.tracing import step
-from finetune_trainer.watchdog import WATCHDOG
+from finetune_trainer.training.arguments import loop_arguments
+from finetune_trainer.training.dryrun import Plan, fit, largest_divisor, plans
+from finetune_trainer.training.loop import Loop
 from finetune_trainer.watchers import training_of, watch_over
-from finetune_trainer.zero import loading, sharing_settings
 
 _SAME = 1e-2
 """Two measurements of the same weights may differ by this share, on a GPU and in other batches."""

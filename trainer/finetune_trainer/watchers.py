@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_trainer.callbacks import Report, SaveCheckpoints, StayTogether, StopOnDivergence, StopOnNonFinite
-from finetune_trainer.checkpoint import CheckpointUploader
-from finetune_trainer.distributed import world
-from finetune_trainer.export import TRACKING
-from finetune_trainer.figures import efficiency
-from finetune_trainer.held_out import overfitting
-from finetune_trainer.loop import Loop
-from finetune_trainer.preference_loop import ACCURACY, MARGIN
-from finetune_trainer.progress import Progress
-from finetune_trainer.resume_check import identity
+from finetune_trainer.checkpoints.checkpoint import CheckpointUploader
+from finetune_trainer.checkpoints.resume_check import identity
+from finetune_trainer.outputs.export import TRACKING
+from finetune_trainer.outputs.summary import Training, curve, trained_tokens
+from finetune_trainer.parallel.distributed import world
+from finetune_trainer.preference.loop import ACCURACY, MARGIN
+from finetune_trainer.reporting.figures import efficiency
+from finetune_trainer.reporting.progress import Progress
+from finetune_trainer.reporting.tracking import Tracker, trackers
 from finetune_trainer.run import Run
-from finetune_trainer.samples import KeepSamples, SampleFile, prompts_to_ask
-from finetune_trainer.summary import Training, curve, trained_tokens
-from finetune_trainer.tracking import Tracker, trackers
+from finetune_trainer.training.callbacks import Report, SaveCheckpoints, StayTogether, StopOnDivergence, StopOnNonFinite
+from finetune_trainer.training.held_out import overfitting
+from finetune_trainer.training.loop import Loop
+from finetune_trainer.training.samples import KeepSamples, SampleFile, prompts_to_ask
 
 
 @dataclass(frozen=True, slots=True)

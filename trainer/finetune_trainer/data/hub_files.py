@@ -14,8 +14,8 @@ from finetune_contract.exit_codes import ExitCode
 from finetune_trainer.data.patterns import has_wildcard, matches
 from finetune_trainer.data.read import DataFile, is_data
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.hub import find_dataset
 from finetune_trainer.storage.digest import sha256_of
+from finetune_trainer.storage.hub import find_dataset
 
 PREFIX = "hf://datasets/"
 # The words that the `datasets` library knows the splits by.

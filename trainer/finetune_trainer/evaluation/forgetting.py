@@ -15,7 +15,7 @@ from typing import Any
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.measures import Forgetting
 from finetune_contract.run_config import RunConfig, Use
-from finetune_trainer.dataset import Row
+from finetune_trainer.data.dataset import Row
 from finetune_trainer.errors import NotFoundError, TrainerError
 from finetune_trainer.evaluation.bootstrap import Interval
 from finetune_trainer.storage import open_store

@@ -27,7 +27,7 @@ from finetune_contract.evaluation import JudgeCounts, JudgeVerdict
 from finetune_contract.measures import Judge
 from finetune_contract.model import Model
 from finetune_contract.run_config import RunConfig, Use
-from finetune_trainer.dataset import Question
+from finetune_trainer.data.dataset import Question
 from finetune_trainer.errors import NotFoundError
 from finetune_trainer.evaluation.chat_client import ChatClient, Messages, Patience
 from finetune_trainer.evaluation.judge_prompt import Reply, messages, read

@@ -8,7 +8,7 @@ import re
 from enum import StrEnum
 
 from finetune_contract.samples import turn_text
-from finetune_trainer.dataset import Question
+from finetune_trainer.data.dataset import Question
 from finetune_trainer.evaluation.chat_client import Messages
 
 RUBRIC = (

@@ -9,7 +9,7 @@ from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.measures import Measure, MetricName
 from finetune_contract.spec import Evaluation
-from finetune_trainer.dataset import Question
+from finetune_trainer.data.dataset import Question
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.json_answers import is_json, schema_check
 from finetune_trainer.evaluation.rouge import rouge_l

@@ -1,0 +1,1 @@
+"""Training passes as a GPU computes them fastest (ADR 18)."""

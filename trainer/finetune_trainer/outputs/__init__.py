@@ -1,0 +1,1 @@
+"""What a run leaves behind: weights, reports, and the manifest that makes them valid."""

@@ -1,0 +1,1 @@
+"""Several processes that train one model: ranks, and what ZeRO shares out between them."""

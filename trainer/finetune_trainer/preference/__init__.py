@@ -1,0 +1,1 @@
+"""Training from preferences: DPO, ORPO and KTO (ADR 11)."""

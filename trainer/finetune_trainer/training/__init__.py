@@ -1,0 +1,1 @@
+"""One training: its loop, and what happens between two steps."""

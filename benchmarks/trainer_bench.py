@@ -59,10 +59,11 @@ from finetune_contract import paths
 
 def main() -> int:
     """Measure the methods; return 1 where losses differ."""
-    options = _parser().parse_args()
+    options = parser().parse_args()
     started, model = time.monotonic(), smollm2()
     with progress_server() as url:
-        found = {name: compare(SETTINGS[name], model, rounds=options.rounds, url=url) for name in options.methods}
+        methods = options.methods or SETTINGS
+        found = {name: compare(SETTINGS[name], model, rounds=options.rounds, url=url) for name in methods}
     void = [name for name, (ours, plain) in found.items() if not same_losses(ours, plain)]
     for name, sides in found.items():
         print_losses(name, *sides)
@@ -86,9 +87,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("methods", nargs="*", choices=list(SETTINGS), default=list(SETTINGS), metavar="METHOD")
+    parser.add_argument("methods", nargs="*", choices=[*SETTINGS, []], metavar="METHOD", help="which; all when absent")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each side (default: 3)")
     return parser
 

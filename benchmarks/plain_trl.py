@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.step_meter import StepMeter
-from benchmarks.trainer_settings import BATCH, BETA, LONGEST, MICRO_BATCH, RANK, SEED, SETTINGS, STEPS, Setting
+from benchmarks.trainer_settings import BATCH, BETA, LONGEST, MICRO_BATCH, PLANNED, RANK, SEED, SETTINGS, Setting
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def arguments(setting: Setting, folder: str) -> dict[str, Any]:
     """Return the arguments of either trainer."""
     return {
         "output_dir": folder,
-        "max_steps": STEPS,
+        "max_steps": PLANNED,
         "per_device_train_batch_size": MICRO_BATCH,
         "gradient_accumulation_steps": BATCH // MICRO_BATCH,
         "learning_rate": setting.learning_rate,

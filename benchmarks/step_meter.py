@@ -1,7 +1,7 @@
 """What a training costs from step to step: wall and CPU seconds, tokens, losses, and the peak of its memory.
 
-The same callback is added to both sides of `benchmarks.trainer_bench`. With the last step it writes what it found and
-ends the process: checkpoints, evaluation and export are no part of the comparison.
+The same callback is added to both sides of `benchmarks.trainer_bench`. After so many steps it writes what it found and
+ends the process, before the training's own last step: checkpoints, evaluation and export are no part of the comparison.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+
+from benchmarks.trainer_settings import STEPS
 
 _RESET_PEAK = "5"
 """Written to clear_refs it sets VmHWM back to what is resident now (proc_pid_clear_refs(5))."""
@@ -42,7 +44,7 @@ class StepMeter(TrainerCallback):  # type: ignore[misc]  # untyped
                 "tokens": logs["num_tokens"],
             }
         )
-        if state.global_step >= state.max_steps:
+        if state.global_step >= STEPS:
             self._finish()
 
     def _finish(self) -> None:

@@ -46,10 +46,10 @@ from benchmarks.trainer_settings import (
     BETA,
     LONGEST,
     MICRO_BATCH,
+    PLANNED,
     RANK,
     SEED,
     SETTINGS,
-    STEPS,
     Setting,
     examples,
 )
@@ -135,7 +135,7 @@ def measure_both(setting: Setting, model: Path, folder: Path, *, url: str) -> It
 
 def write_data(setting: Setting, folder: Path) -> None:
     """Write as many examples as the steps take, and two to be held out."""
-    for name, count, seed in (("train", BATCH * STEPS, 1), ("held-out", 2, 2)):
+    for name, count, seed in (("train", BATCH * PLANNED, 1), ("held-out", 2, 2)):
         lines = (f"{json.dumps(one)}\n" for one in examples(count, preference=setting.preference, seed=seed))
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
@@ -161,7 +161,7 @@ def measure_ours(setting: Setting, model: Path, folder: Path, *, url: str) -> Fo
 def run_config(setting: Setting, model: Path, folder: Path) -> dict[str, Any]:
     """Return the stages' configuration: what the plain script says as well, and nothing to store or measure."""
     hyperparameters = {
-        "maxSteps": STEPS, "batchSize": BATCH, "microBatchSize": MICRO_BATCH, "learningRate": setting.learning_rate,
+        "maxSteps": PLANNED, "batchSize": BATCH, "microBatchSize": MICRO_BATCH, "learningRate": setting.learning_rate,
         "maxSequenceLength": LONGEST, "seed": SEED, "gradientCheckpointing": False, "precision": "bfloat16",
     }  # fmt: skip
     spec: dict[str, Any] = {
@@ -173,8 +173,8 @@ def run_config(setting: Setting, model: Path, folder: Path) -> dict[str, Any]:
         },
         "output": {"uri": f"file://{folder}/out"},
         "hyperparameters": hyperparameters,
-        "checkpoint": {"everySteps": 2 * STEPS},
-        "evaluation": {"everySteps": 2 * STEPS, "compareWithBase": False, "samples": {"everySteps": 2 * STEPS}},
+        "checkpoint": {"everySteps": 2 * PLANNED},
+        "evaluation": {"everySteps": 2 * PLANNED, "compareWithBase": False, "samples": {"everySteps": 2 * PLANNED}},
     }
     if setting.with_adapters:
         spec["lora"] = {"rank": RANK}

@@ -15,6 +15,9 @@ BATCH = 4
 """Examples an optimizer step."""
 MICRO_BATCH = 2
 STEPS = 5
+"""Steps that are measured, the first included."""
+PLANNED = STEPS + 1
+"""Steps that a training is told to take: with its last one a trainer measures and stores what is no part of a step."""
 WARM_UP = 1
 """First steps, whose time does not count: optimizer state and kernels' buffers are made in them."""
 LONGEST = 512

@@ -8,7 +8,7 @@ import pytest
 from dev.cluster.local import KubectlError, LocalCluster
 from tests.support.manifests import KUSTOMIZE, chart_objects, kustomize_objects
 
-SETTINGS = ("policies.profileUse=true", "policies.ownImage=true", "policies.requiredQueue=true")
+SETTINGS = tuple(f"policies.{name}=true" for name in ("profileUse", "ownImage", "ownServiceAccount", "requiredQueue"))
 AUTHOR = {
     "apiVersion": "rbac.authorization.k8s.io/v1",
     "kind": "ClusterRole",
@@ -17,6 +17,7 @@ AUTHOR = {
 }
 USE = {"apiGroups": ["finetuning.dev"], "resources": ["finetuneprofiles"], "resourceNames": ["small"], "verbs": ["use"]}
 USE_SMALL = {**AUTHOR, "metadata": {"name": "use-small"}, "rules": [USE]}
+ACCOUNT = {"queue": "tuning", "serviceAccountName": "robot"}
 ANA = ("--as=ana", "-n", "team-a")
 
 
@@ -40,7 +41,12 @@ def cluster(tmp_path_factory):
 def wait_until_enforced(cluster):
     """The API server takes a policy up some moments after it was written."""
     deadline = time.monotonic() + 30
-    refused = {"own-image": {"trainer": {"image": "mine"}}, "queue": {"scheduling": {}}, "use": {"profile": "large"}}
+    refused = {
+        "own-image": {"trainer": {"image": "mine"}},
+        "own-service-account": {"scheduling": ACCOUNT},
+        "queue": {"scheduling": {}},
+        "use": {"profile": "large"},
+    }
     for changes in refused.values():
         while answer(cluster, job(**changes), *ANA) == "created":
             assert time.monotonic() < deadline, changes
@@ -78,6 +84,7 @@ def answer(cluster, manifest, *flags):
         pytest.param({"profile": "large"}, ("-n", "team-b"), "created", id="an administrator may use all"),
         pytest.param({"trainer": {"image": "mine"}}, ANA, "take the image of their profile", id="an own image"),
         pytest.param({"trainer": {"imagePullPolicy": "Always"}}, ANA, "created", id="a trainer without an image"),
+        pytest.param({"scheduling": ACCOUNT}, ANA, "take the one of their profile", id="a service account of its own"),
         pytest.param({"scheduling": {}}, ANA, "jobs of this cluster wait in a queue", id="no queue"),
     ],
 )
@@ -95,4 +102,4 @@ def test_chart_and_manifests_have_the_same_policies_and_the_chart_none_by_defaul
     always = chart_objects()
     added = {key: item for key, item in chart_objects(*SETTINGS).items() if key not in always}
     assert added == kustomize_objects(KUSTOMIZE / "policies")
-    assert len(added) == 6
+    assert len(added) == 8

@@ -92,6 +92,32 @@ _HP = "spec.hyperparameters"
 _KEY = {"name": "secret", "key": "token"}
 _HOST = {"fieldRef": {"fieldPath": "status.hostIP"}}
 _TEMPLATE = "spec.podTemplate"
+REQUIRED, PREFERRED = (f"{how}DuringSchedulingIgnoredDuringExecution" for how in ("required", "preferred"))
+
+AFFINITY = {
+    "nodeAffinity": {
+        REQUIRED: {"nodeSelectorTerms": [{"matchExpressions": [{"key": "gpu", "operator": "Exists"}]}]},
+        PREFERRED: [
+            {"weight": 5, "preference": {"matchExpressions": [{"key": "cpus", "operator": "Gt", "values": ["8"]}]}}
+        ],
+    },
+    "podAntiAffinity": {
+        REQUIRED: [{"labelSelector": {"matchLabels": {"app": "serving"}}, "topologyKey": "kubernetes.io/hostname"}]
+    },
+}
+_NODE_TERM = f"spec.scheduling.affinity.nodeAffinity.{REQUIRED}.nodeSelectorTerms[0]"
+_POD_TERM = f"spec.scheduling.affinity.podAffinity.{REQUIRED}[0]"
+
+
+def _on_nodes(requirement: dict[str, Any]) -> dict[str, Any]:
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [requirement]}]}
+    return {"spec.scheduling": {"affinity": {"nodeAffinity": {REQUIRED: terms}}}}
+
+
+def _beside_pods(**term: Any) -> dict[str, Any]:
+    term = {"labelSelector": {"matchLabels": {"a": "b"}}, "topologyKey": "zone", **term}
+    return {"spec.scheduling": {"affinity": {"podAffinity": {REQUIRED: [term]}}}}
+
 
 GOOD: tuple[Case, ...] = (
     _good("smallest"),
@@ -147,6 +173,7 @@ GOOD: tuple[Case, ...] = (
     _good("s3-model", spec__model={"uri": "s3://models/base", "secretRef": {"name": "s3"}}),
     _good("gcs", spec__dataset__uri="gs://my_data.example/train.jsonl", spec__output__uri="gs://models/out"),
     _good("azure", spec__model__uri="az://models/base", spec__output__uri="az://models/out"),
+    _good("affinity", spec__scheduling={"serviceAccountName": "tuning", "affinity": AFFINITY}),
     _good("quantities", spec__resources={"cpu": 2, "memory": "16Gi", "gpuMemory": "80Gi", "gpusPerNode": 0}),
     _good("data-https", spec__dataset__uri="https://data.example.com:8443/files/train.jsonl.gz"),
     _good("data-hub", spec__dataset={"uri": "hf://datasets/org/data", "revision": "v1", "split": "test"}),
@@ -320,6 +347,8 @@ BAD_TYPES: tuple[Case, ...] = (
     _bad("quantity-negative", "spec.resources.cpu", -1, "must be an amount"),
     _bad("quantity-fraction", "spec.resources.memory", 1.5, "must be an amount"),
     _bad("gpus-negative", "spec.resources.gpusPerNode", -1, "must be at least 0 (is -1)"),
+    Case("pods-of-another-tenant", job(_beside_pods(namespaces=["b"])), f"{_POD_TERM}.namespaces", "unknown field"),
+    Case("all-namespaces", job(_beside_pods(namespaceSelector={})), f"{_POD_TERM}.namespaceSelector", "unknown field"),
     _bad("selector-number", "spec.scheduling.nodeSelector", {"pool": 3}, 'put it in quotes, "3"'),
     _bad("queue-is-no-name", "spec.scheduling.queue", "Tuning Queue", "must be a name of small letters"),
     Case(
@@ -355,6 +384,27 @@ BAD_RULES: tuple[Case, ...] = (
                 "volumeMounts",
                 [{"name": "a", "mountPath": "/mnt/../etc"}],
                 "stays below /mnt",
+            ),
+        )
+    ),
+    *(
+        _rule(f"affinity-{name}", field, changes, "Gt and Lt one, Exists and DoesNotExist none")
+        for name, field, changes in (
+            ("in-nothing", f"{_NODE_TERM}.matchExpressions[0]", _on_nodes({"key": "a", "operator": "In"})),
+            (
+                "exists-values",
+                f"{_NODE_TERM}.matchExpressions[0]",
+                _on_nodes({"key": "a", "operator": "Exists", "values": ["b"]}),
+            ),
+            (
+                "gt-two",
+                f"{_NODE_TERM}.matchExpressions[0]",
+                _on_nodes({"key": "a", "operator": "Gt", "values": ["1", "2"]}),
+            ),
+            (
+                "pods-in-nothing",
+                f"{_POD_TERM}.labelSelector.matchExpressions[0]",
+                _beside_pods(labelSelector={"matchExpressions": [{"key": "a", "operator": "In"}]}),
             ),
         )
     ),

@@ -476,6 +476,12 @@ PROFILES = [
     ("namespace", make_spec(), (make_profile(namespaces=["prod-*"]),), "ProfileRefused"),
     ("model", make_spec(), (make_profile(limits={"allowedModels": ["hf://meta-llama/*"]}),), "ProfileRefused"),
     ("image", make_spec(trainer={"image": "mine"}), (make_profile(limits={}),), "ProfileRefused"),
+    (
+        "service-account",
+        make_spec(scheduling={"serviceAccountName": "robot"}),
+        (make_profile(defaults={"scheduling": {"serviceAccountName": "tuning"}}),),
+        "ProfileRefused",
+    ),
     ("gpus", make_spec(), (make_profile(limits={"maxGpus": 0}),), "ProfileRefused"),
     (
         "gpus of all pods",
@@ -518,6 +524,16 @@ def test_a_profile_that_is_missing_or_refuses_has_the_job_wait_with_the_reason(s
     assert (plan.create, story.phase) == (None, "Pending")
     assert story.condition("Validated") == ("False", reason)
     assert story.condition("Stalled") == ("True", reason)
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [{"limits": {"allowedServiceAccounts": ["rob*"]}}, {"defaults": {"scheduling": {"serviceAccountName": "robot"}}}],
+    ids=["among the allowed", "the profile's own"],
+)
+def test_a_profile_lets_a_job_run_as_a_service_account(profile) -> None:
+    story = Story(make_spec(scheduling={"serviceAccountName": "robot"}), make_profile(**profile))
+    assert story.sees().create is not None
 
 
 def test_a_job_goes_on_by_itself_once_its_profile_is_there() -> None:

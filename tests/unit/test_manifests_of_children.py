@@ -18,6 +18,7 @@ from finetune_operator.builders.names import child_name
 from finetune_operator.builders.placement import build_pod_group
 from finetune_operator.builders.service import build_service
 from tests.support.builders import UID, make_job, make_spec
+from tests.unit.rule_cases import AFFINITY, REQUIRED
 
 Manifest = dict[str, Any]
 
@@ -306,6 +307,23 @@ def test_pods_share_a_topology_domain_by_their_affinity_to_each_other() -> None:
     assert term["topologyKey"] == "example.com/rack"
     assert term["labelSelector"]["matchLabels"].items() <= labels.items()
     assert term["labelSelector"]["matchLabels"]["finetuning.dev/attempt"] == "3"
+
+
+def test_the_jobs_own_affinity_stands_beside_it_and_prepare_goes_anywhere() -> None:
+    near = {"labelSelector": {"matchLabels": {"app": "store"}}, "topologyKey": "zone"}
+    asked = {**AFFINITY, "podAffinity": {REQUIRED: [near]}}
+    spec = of_two_nodes(topologyKey="example.com/rack", affinity=asked)
+    found = pod_of(built(spec=spec))["affinity"]
+    assert (found["nodeAffinity"], found["podAntiAffinity"]) == (AFFINITY["nodeAffinity"], AFFINITY["podAntiAffinity"])
+    assert [term["topologyKey"] for term in found["podAffinity"][REQUIRED]] == ["zone", "example.com/rack"]
+    assert "affinity" not in pod_of(built("prepare", spec))
+    assert "affinity" in pod_of(built("prepare", {**spec, "dataset": {"uri": "pvc://shared/data"}}))
+
+
+@pytest.mark.parametrize("changes", [{}, {"stage": "prepare"}, {"collect": True}], ids=["train", "prepare", "collect"])
+def test_every_stage_runs_as_the_service_account_and_none_has_its_token(changes: Manifest) -> None:
+    pod = pod_of(built(spec=make_spec(scheduling={"serviceAccountName": "tuning"}), **changes))
+    assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("tuning", False)
 
 
 def test_in_a_queue_kueue_places_them() -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from finetune_contract.fields import Name
 from finetune_contract.model import Model
 from finetune_contract.spec import TuningSpec
+from finetune_operator.api.affinity import Affinity
 from finetune_operator.api.pod_template import PodTemplate
 from finetune_operator.api.scalars import GpuType, LabelKey, LabelValue, Quantity, QueueName, Seconds
 
@@ -74,6 +75,8 @@ class Scheduling(Model):
     """Labels that the training pod's node must have."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] | None = None
     """Taints that the pods tolerate."""
+    affinity: Affinity | None = None
+    """To which nodes the training pods go, and beside or away from which pods of their namespace."""
     queue: QueueName | None = None
     """LocalQueue of Kueue, in the job's namespace, that the training pods wait in for their GPUs. Preparing the data does not wait."""
     queue_priority: QueueName | None = None
@@ -86,6 +89,8 @@ class Scheduling(Model):
     """Label of nodes whose value all training pods must share, as that of a rack or of an NVLink domain (nvidia.com/gpu.clique). In a queue Kueue sees to it by its topology-aware scheduling, else the pods' affinity to each other does."""
     runtime_class_name: Name | None = None
     """RuntimeClass of the training pods, where GPUs need one, as nvidia."""
+    service_account_name: Name | None = None
+    """ServiceAccount of the job's namespace that the pods of all stages run as, for a cloud's workload identity and its image pull secrets; default when absent. The pods get no token of it for the API server. A profile says which a job may name (limits.allowedServiceAccounts)."""
 
 
 class OnOutOfMemory(StrEnum):

@@ -35,6 +35,8 @@ class Limits(Model):
     """Patterns of URIs of data, validation sets and general texts included; any data when absent."""
     allowed_images: Patterns | None = None
     """Patterns of trainer images that a job may name; only the profile's own when absent."""
+    allowed_service_accounts: Patterns | None = None
+    """Patterns of ServiceAccounts that a job may name in scheduling.serviceAccountName; only that of the profile's own defaults when absent."""
     allowed_endpoints: Patterns | None = None
     """Endpoints that a job may name in evaluation.judge and tracking.mlflow, as https://judge.example.com/v1: host and port with * for any characters, then all paths below. When absent only those among the profile's own defaults."""
     allowed_output_prefixes: Annotated[tuple[Uri, ...], Field(max_length=64)] | None = None

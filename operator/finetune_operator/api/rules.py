@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from finetune_operator.api.affinity import affinity_rules
 from finetune_operator.api.constants import MAX_NAME_LENGTH
 from finetune_operator.api.deepspeed_rules import deepspeed_rules
 from finetune_operator.api.evaluation_rules import evaluation_rules
@@ -176,6 +177,7 @@ JOB_RULES: tuple[Rule, ...] = (
     ),
     *evaluation_rules(),
     *pod_template_rules(("spec", "podTemplate")),
+    *affinity_rules(("spec", "scheduling", "affinity")),
     *deepspeed_rules(),
     Rule(
         ("spec",),

@@ -44,7 +44,7 @@ def build_job(
         collect=collect,
         prepares=trains and _prepares(job),
         meeting=Meeting(service=service_name(job.name, job.uid), first=f"{name}-0") if nodes > 1 else None,
-        affinity=placement.topology_affinity(spec, labels) if trains else None,
+        beside=placement.topology_term(spec, labels) if trains else None,
     )
     queueing = _queue_labels(spec, profile, stage=stage, collect=collect)
     annotations = {c.ANNOTATION_CONFIG: config.to_json(), c.ANNOTATION_PROGRESS_CA: progress_ca}

@@ -56,14 +56,13 @@ def topology_annotations(spec: FineTuneJobSpec) -> dict[str, str]:
     return {"kueue.x-k8s.io/podset-required-topology": key} if key and spec.scheduling.queue else {}
 
 
-def topology_affinity(spec: FineTuneJobSpec, labels: dict[str, str]) -> Manifest | None:
-    """Return the affinity of the pods to each other by which the scheduler does so, where there is no queue."""
+def topology_term(spec: FineTuneJobSpec, labels: dict[str, str]) -> Manifest | None:
+    """Return the term of affinity to each other by which the scheduler does so, where there is no queue."""
     key = _topology_key(spec)
     if key is None or spec.scheduling.queue:
         return None
     own = {name: labels[name] for name in (c.LABEL_JOB_UID, c.LABEL_RUN, c.LABEL_ATTEMPT)}
-    term = {"labelSelector": {"matchLabels": own}, "topologyKey": key}
-    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+    return {"labelSelector": {"matchLabels": own}, "topologyKey": key}
 
 
 def _topology_key(spec: FineTuneJobSpec) -> str | None:

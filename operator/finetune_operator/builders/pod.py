@@ -19,6 +19,7 @@ Manifest = dict[str, Any]
 
 USER = 10001
 _GPU = "nvidia.com/gpu"
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _TOKEN_SECONDS = 3600
 _TOKEN_FOLDER, _TOKEN_FILE = paths.POD_PROGRESS_TOKEN.rsplit("/", 1)
 _CONFIG_FOLDER, _CONFIG_FILE = paths.POD_CONFIG.rsplit("/", 1)
@@ -58,8 +59,8 @@ class PodRequest:
     """Whether a training pod prepares the data first."""
     meeting: Meeting | None = None
     """Absent where one pod is all."""
-    affinity: Manifest | None = None
-    """Affinity of the pods to each other."""
+    beside: Manifest | None = None
+    """Term of the affinity by which all pods go to one place."""
 
     @property
     def added(self) -> Additions:
@@ -73,7 +74,7 @@ def build_pod_spec(pod: PodRequest) -> Manifest:
     main = _container(pod, "collect" if pod.collect else pod.stage, claims)
     scheduling, trains = pod.spec.scheduling, pod.stage == "train" and not pod.collect
     before = [*(["prepare"] if pod.prepares else []), "fetch"] if trains else []
-    bound_by_claim = bool(claims)  # a claim binds where its first pod lands: prepare must land where train can
+    placed = pod.stage == "train" or bool(claims)  # a claim binds where its first pod lands: train must get there
     return _present(
         {
             "restartPolicy": "Never",
@@ -93,8 +94,9 @@ def build_pod_spec(pod: PodRequest) -> Manifest:
             "priorityClassName": scheduling.priority_class,
             "schedulerName": scheduling.scheduler_name if trains else None,
             "runtimeClassName": scheduling.runtime_class_name if trains else None,
-            "affinity": pod.affinity,
-            "nodeSelector": _node_selector(pod) if pod.stage == "train" or bound_by_claim else None,
+            "serviceAccountName": scheduling.service_account_name,
+            "affinity": _affinity(pod, placed=placed),
+            "nodeSelector": _node_selector(pod) if placed else None,
             "tolerations": _tolerations(pod),
             "subdomain": pod.meeting.service if pod.meeting else None,
             "initContainers": [_container(pod, stage, claims) for stage in before],
@@ -111,6 +113,16 @@ def _node_selector(pod: PodRequest) -> dict[str, str] | None:
     is_nvidia = (asked.gpu_resource_name or gpu.resource_name or _GPU).startswith("nvidia.com/")
     typed = {c.LABEL_GPU_PRODUCT: kind} if kind and is_nvidia and pod.spec.resources.gpus else {}
     return {**typed, **(pod.spec.scheduling.node_selector or {})}
+
+
+def _affinity(pod: PodRequest, *, placed: bool) -> Manifest:
+    """Return the job's own affinity, and with it that of its pods to each other."""
+    asked = pod.spec.scheduling.affinity
+    own: Manifest = asked.to_wire() if asked and placed else {}
+    if pod.beside is None:
+        return own
+    near = own.get("podAffinity", {})
+    return {**own, "podAffinity": {**near, _REQUIRED: [*near.get(_REQUIRED, []), pod.beside]}}
 
 
 def _container(pod: PodRequest, stage: str, claims: tuple[str, ...]) -> Manifest:

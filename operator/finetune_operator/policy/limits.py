@@ -57,6 +57,14 @@ def _code(spec: FineTuneJobSpec, rules: FineTuneProfileSpec, name: str) -> Itera
     image, images = spec.trainer.image, rules.limits.allowed_images or ()
     if image and image != rules.trainer.image and not _matches(image, images):
         yield f"spec.trainer.image {image} is not allowed by {name}"
+    account, accounts = spec.scheduling.service_account_name, rules.limits.allowed_service_accounts or ()
+    if account and account != _default_account(rules) and not _matches(account, accounts):
+        yield f"spec.scheduling.serviceAccountName {account} is not allowed by {name}"
+
+
+def _default_account(rules: FineTuneProfileSpec) -> object:
+    scheduling = (rules.defaults or {}).get("scheduling")
+    return scheduling.get("serviceAccountName") if isinstance(scheduling, dict) else None
 
 
 def _places(spec: FineTuneJobSpec, limits: Limits, name: str) -> Iterator[str]:

@@ -149,12 +149,16 @@ def test_bad_input_ends_in_prepare_with_a_sentence_that_helps(start, cluster, sp
     assert cluster.s3.secret_key not in everything
 
 
-def test_another_jobs_results_are_never_overwritten(start, store) -> None:
-    start().reaches("Succeeded", seconds=WAIT)
+def test_another_jobs_results_are_never_overwritten_and_adopted_where_that_is_wanted(start, namespace) -> None:
+    before = start().reaches("Succeeded", seconds=WAIT)["outputs"]
     second = start("second")
     status = second.reaches("Failed", seconds=WAIT)
     assert status["lastFailure"]["reason"] == "OutputExists"
     assert "output.uri" in status["lastFailure"]["message"]
+    again = start("again", output={**at(f"s3://outputs/{namespace}"), "ifExists": "Adopt"})
+    status = again.reaches("Succeeded", seconds=WAIT)
+    assert (status["outputs"], again.condition("OutputsReady")["reason"]) == (before, "Adopted")
+    assert [item["metadata"]["labels"]["finetuning.dev/stage"] for item in again.children()] == ["prepare"]
 
 
 def test_a_full_disk_is_said(start) -> None:

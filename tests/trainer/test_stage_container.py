@@ -13,15 +13,13 @@ from pathlib import Path
 import pytest
 
 from finetune_contract import paths
-from finetune_contract.evaluation import EvaluationSummary, Scores
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.outcome import Artifact, Manifest, OutputFile, TerminationMessage
+from finetune_contract.outcome import TerminationMessage
 from finetune_trainer.__main__ import main
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.outputs.results import EvaluationFile
-from finetune_trainer.outputs.summary import Training
 from finetune_trainer.stage import load_config, run_stage
-from tests.support.prepared import UID, make_config, make_environment
+from tests.support.prepared import make_config, make_environment
+from tests.support.results import write_run
 
 LINE = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (INFO|WARNING|ERROR) .+$")
 
@@ -124,27 +122,7 @@ def test_an_unknown_stage_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_collect_reads_the_results_of_a_run_whose_last_word_was_lost(tmp_path: Path) -> None:
-    manifest = Manifest(
-        job_name="adder",
-        job_namespace="default",
-        job_uid=UID,
-        run=1,
-        config_hash=load_config(write_config(tmp_path)).config_hash,
-        method="LoRA",
-        base_model="m",
-        dataset="d",
-        created="2026-01-01T00:00:00+00:00",
-        files=(OutputFile(path="adapter/a", sha256="0" * 64, bytes=3),),
-        artifacts={"adapter": Artifact(path="adapter", sha256="1" * 64, bytes=3)},
-        evaluation=EvaluationSummary(base=Scores(loss=2.0), tuned=Scores(loss=1.0)),
-    )
-    run = tmp_path / "out" / "run-1"
-    (run / "adapter").mkdir(parents=True)
-    (run / "adapter" / "a").write_text("abc")
-    (run / paths.MANIFEST).write_text(manifest.to_json())
-    training = Training(steps=6, loss=1.5, resumed_from_step=4)
-    results = EvaluationFile(base=Scores(loss=2.0), tuned=Scores(loss=1.0), training=training)
-    (run / paths.EVALUATION).write_text(results.to_json())
+    run = write_run(load_config(write_config(tmp_path)))
 
     env = make_environment(tmp_path)
     assert run_stage("collect", env) == 0
@@ -155,7 +133,7 @@ def test_collect_reads_the_results_of_a_run_whose_last_word_was_lost(tmp_path: P
     assert last_word.sha256 == hashlib.sha256((run / paths.MANIFEST).read_bytes()).hexdigest()
     assert last_word.trained is not None
     assert (last_word.trained.step, last_word.trained.resumed_from_step, last_word.trained.eval_loss) == (6, 4, 1.0)
-    assert last_word.trained.artifacts == manifest.artifacts
+    assert last_word.trained.artifacts["adapter"].bytes == 3
 
 
 def test_collect_says_when_there_is_nothing_to_collect(tmp_path: Path) -> None:

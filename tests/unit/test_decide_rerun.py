@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from finetune_contract.exit_codes import ExitCode
+from finetune_operator.api.hashing import config_hash
+from finetune_operator.api.views import ContainerView
 from finetune_operator.policy.plan import ChildRequest
 from tests.support.builders import (
     Story,
@@ -16,6 +18,7 @@ from tests.support.builders import (
     make_child,
     make_job,
     make_pod,
+    make_profile,
     make_spec,
     trained_message,
 )
@@ -140,3 +143,63 @@ def test_run_numbers_are_read_from_jobs_where_the_status_was_lost() -> None:
     story = Story()
     story.sees(make_child("train", "complete", run=4))
     assert story.job.status.run == 5
+
+
+# An earlier job's results (output.ifExists: Adopt).
+
+
+def adopted_message(**changes: Any) -> str:
+    """Return what prepare says that has found results in run-3 of the same prefix."""
+    said = trained_message()
+    assert said.trained is not None
+    result = said.trained.model_copy(update={"adopted_run": 3})
+    return said.model_copy(update={"stage": "prepare", "trained": result, **changes}).encode()
+
+
+def test_adopted_results_complete_the_job_without_a_training_pod() -> None:
+    story = Story()
+    story.sees()
+    done = make_child("prepare", "complete")
+    plan = story.sees(done, pods=(ended_pod(done, exit_code=0, message=adopted_message()),))
+    assert (plan.create, story.phase) == (None, "Succeeded")
+    assert story.condition("OutputsReady") == story.condition("Prepared") == ("True", "Adopted")
+    assert [event.reason for event in plan.events] == ["Adopted", "Succeeded"]
+    outputs = story.job.status.outputs
+    assert outputs is not None
+    assert outputs.uri == "s3://models/out/run-3"
+
+
+def test_the_run_after_adopted_results_has_a_folder_that_no_run_before_had() -> None:
+    story = Story()
+    story.sees()
+    done = make_child("prepare", "complete")
+    story.sees(done, pods=(ended_pod(done, exit_code=0, message=adopted_message()),))
+    story.job = replace(story.job, rerun="again")
+    plan = story.sees(done)
+    assert plan.create == ChildRequest(stage="prepare", run=4, attempt=1)
+
+
+def test_results_outside_a_gate_are_adopted_with_their_verdict() -> None:
+    story = Story()
+    story.sees()
+    failed = failed_child("prepare", ExitCode.GATE_FAILED)
+    said = adopted_message(exit_code=24, reason="GateFailed", message="exactMatch is 0.1")
+    story.sees(failed, pods=(ended_pod(failed, exit_code=24, message=said),))
+    assert (story.phase, story.condition("Failed")) == ("Failed", ("True", "GateFailed"))
+    assert story.condition("OutputsReady") == ("True", "Adopted")
+
+
+def test_a_pod_that_prepares_itself_ends_when_it_has_adopted_results() -> None:
+    story = Story(make_spec(), make_profile(prepare={"mode": "InPod"}))
+    story.sees()
+    train = make_child("train")
+    first = ContainerView("prepare", "terminated", "Completed", exit_code=0, message=adopted_message())
+    pods = (make_pod(train, containers=(first, ContainerView("fetch", "running"))),)
+    story.sees(train, pods=pods)
+    assert story.phase == "Succeeded"
+    assert story.sees(train, pods=pods).delete == (train.name,)
+
+
+def test_how_results_that_are_there_are_met_makes_no_other_run() -> None:
+    with_it, without = ({"output": {"uri": "s3://m/o", **more}} for more in ({"ifExists": "Adopt"}, {}))
+    assert config_hash(with_it) == config_hash(without)

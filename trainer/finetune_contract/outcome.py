@@ -132,6 +132,8 @@ class TrainResult(Model):
     warnings: Warnings = ()
     hub: Pushed | None = None
     usage: Usage | None = None
+    adopted_run: int | None = None
+    """Number of the earlier run whose results these are, where nothing was trained (output.ifExists: Adopt)."""
 
 
 class TerminationMessage(Model):

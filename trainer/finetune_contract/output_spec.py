@@ -62,11 +62,20 @@ class Hub(Model):
     """Secret with HF_TOKEN, a token that may write; that of output.secretRef when absent."""
 
 
+class IfExists(StrEnum):
+    """What a job does that finds results of an earlier, identical one."""
+
+    FAIL = "Fail"
+    ADOPT = "Adopt"
+
+
 class Output(Model):
     """Where the results go."""
 
     uri: Uri
     """Where the results go: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or pvc://claim/path. A run's results lie under run-<n>/ below it, the manifest written last."""
+    if_exists: IfExists = IfExists.FAIL
+    """What follows if output.uri holds the results of another job with the same configuration, as of this one before it was deleted: the job fails as OutputExists (Fail), or takes them for its own once every file is found to be as its manifest lists it (Adopt), without a GPU. Data that changed meanwhile under the same URI are not looked at."""
     merged: Merged = Merged()
     """The merged weights."""
     gguf: Gguf | None = None

@@ -82,3 +82,7 @@ class RunConfig(Model):
     def run_uri(self) -> str:
         """The folder of this run in storage."""
         return paths.run_uri(self.spec.output.uri, self.job.run)
+
+    def of_run(self, run: int) -> RunConfig:
+        """Return the same configuration for another run."""
+        return self.model_copy(update={"job": self.job.model_copy(update={"run": run})})

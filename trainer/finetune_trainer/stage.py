@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import MAX_LOCAL_BYTES, MAX_MESSAGE_BYTES, Stage, TerminationMessage, TrainResult
-from finetune_contract.run_config import RunConfig
+from finetune_contract.run_config import RunConfig, Use
 from finetune_trainer.environment import Environment
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.gates import sentence
@@ -65,10 +65,7 @@ def _perform(stage: Stage, config: RunConfig, env: Environment) -> TerminationMe
     log.info("%s: %s/%s run %d attempt %d", stage, *_names(config), config.job.run, config.job.attempt)
     match stage:
         case "prepare":
-            from finetune_trainer.prepare import run_prepare
-
-            prepared, sha256 = run_prepare(config, env)
-            return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED, sha256=sha256, prepared=prepared)
+            return _prepared(config, env)
         case "fetch":
             from finetune_trainer.fetch import fetch_model
 
@@ -95,12 +92,26 @@ def _perform(stage: Stage, config: RunConfig, env: Environment) -> TerminationMe
             return _trained(stage, config, trained, sha256)
 
 
+def _prepared(config: RunConfig, env: Environment) -> TerminationMessage:
+    """Prepare, unless an earlier run has left what is wanted."""
+    from finetune_trainer.outputs.adopt import adopted_run
+    from finetune_trainer.storage import open_store
+
+    if found := adopted_run(config, open_store(config.run_uri, Use.OUTPUT), work=env.work):
+        return _trained("prepare", config, *found)
+    from finetune_trainer.prepare import run_prepare
+
+    prepared, sha256 = run_prepare(config, env)
+    return TerminationMessage(stage="prepare", exit_code=0, reason=COMPLETED, sha256=sha256, prepared=prepared)
+
+
 def _trained(stage: Stage, config: RunConfig, trained: TrainResult, sha256: str) -> TerminationMessage:
     """Return the last word on a run whose outputs are all there: below a gate it has failed, with its result."""
     failed = trained.evaluation.failed_gates if trained.evaluation else ()
     if not failed:
         return TerminationMessage(stage=stage, exit_code=0, reason=COMPLETED, sha256=sha256, trained=trained)
-    failure = TrainerError(ExitCode.GATE_FAILED, sentence(failed, config.run_uri))
+    theirs = config.of_run(trained.adopted_run or config.job.run)
+    failure = TrainerError(ExitCode.GATE_FAILED, sentence(failed, theirs.run_uri))
     message = _failed(stage, failure, log_tail="")
     return message.model_copy(update={"sha256": sha256, "trained": trained})
 

@@ -34,6 +34,7 @@ from finetune_trainer.fetch import fetch_model
 from finetune_trainer.logs import log
 from finetune_trainer.model.build import hold_trained, load_for_training, set_recomputation
 from finetune_trainer.model.tokenizer import load_tokenizer
+from finetune_trainer.outputs.adopt import adopted_run
 from finetune_trainer.outputs.claim import claim_run
 from finetune_trainer.outputs.export import Lineage, export
 from finetune_trainer.outputs.publish import publish
@@ -68,6 +69,8 @@ def run_train(config: RunConfig, env: Environment) -> tuple[TrainResult, str] | 
     None on other ranks than the first: their work ends with the evaluation.
     """
     store = open_store(config.spec.output.uri, Use.OUTPUT)
+    if (done := world().from_first(lambda: adopted_run(config, store, work=env.work))) is not None:
+        return done if world().first else None  # prepared in this pod: nothing was, and the job has ended by now
     if (done := world().from_first(lambda: completed_run(config, store))) is not None:
         log.info("this run is complete already: nothing to do")
         return publish(done, config, store, folder=env.work / "outputs") if world().first else None

@@ -82,6 +82,8 @@ class Reason(StrEnum):
     """The prepare pod works on the data."""
     PREPARED = "Prepared"
     """The data is ready."""
+    ADOPTED = "Adopted"
+    """An earlier run with the same configuration has left its results, which are taken over (output.ifExists): nothing is done again."""
     TRAINING = "Training"
     """The trainer works."""
     RESTARTING = "Restarting"

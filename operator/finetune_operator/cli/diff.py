@@ -86,7 +86,9 @@ def _fixed(changed: list[str]) -> list[str]:
 def _effect(fixed: list[str], wanted: dict[str, Any]) -> str:
     if not fixed:
         return "InPlace"
-    return "NewRun" if wanted.get("lifecycle", {}).get("onSpecChange") == "Rerun" else "Refused"
+    if wanted.get("lifecycle", {}).get("onSpecChange") != "Rerun":
+        return "Refused"
+    return "InPlace" if fixed == ["output.ifExists"] else "NewRun"
 
 
 def _meaning(fixed: list[str], wanted: dict[str, Any]) -> str:

@@ -171,9 +171,12 @@ def _train(local: LocalRun, *, processes: int | None) -> dict[str, object]:
     prepared = _stage("prepare", local, config)
     if prepared.prepared:
         print(*_prepared_lines(prepared.prepared), sep="\n", flush=True)
-    config = config.model_copy(update={"prepared_sha256": prepared.sha256})
-    _stage("fetch", local, config)
-    trained = _stage("train", local, config)
+    if prepared.trained:  # those of an earlier run (output.ifExists: Adopt)
+        config, trained = config.of_run(prepared.trained.adopted_run or 1), prepared
+    else:
+        config = config.model_copy(update={"prepared_sha256": prepared.sha256})
+        _stage("fetch", local, config)
+        trained = _stage("train", local, config)
     if trained.trained:
         _show(config, trained.trained)
     if trained.exit_code:  # a gate failed: the results are there all the same

@@ -34,7 +34,7 @@ _PASSING = {Reason.WAITING_FOR_KUEUE, "Pending", "PendingEvaluation", Reason.SUC
 
 def announcements(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[EventRequest]:
     """Yield an Event for a new run, and for each condition that became something else to a person."""
-    if old.run is not None and new.run != old.run:
+    if old.run is not None and new.run != old.run and new.outputs is None:  # else it has taken over an earlier one's
         stays = f"run {new.run} begins; what run {old.run} left in storage stays"
         yield EventRequest(type="Normal", reason=Reason.NEW_RUN, message=stays)
     before = {condition.type: condition for condition in old.conditions}

@@ -166,8 +166,8 @@ def _advance(view: View, draft: Draft, effective: Effective, *, now: datetime, s
         return _missing(view, draft, effective, now=now)
     pods = tuple(pod for pod in view.pods if pod.child == child.name)
     draft.set(job=JobReference(name=child.name, uid=child.uid))
-    if stage == "train":
-        results.prepared_in_pod(draft, pods)
+    if stage == "train" and results.prepared_in_pod(draft, effective, pods, now):
+        return Step()  # the rest of the pod ends with the job
     if child.deleting and child.state == "active":
         return _deleted(draft, effective, now)
     if child.state == "failed":
@@ -212,7 +212,7 @@ def _complete(view: View, draft: Draft, effective: Effective, *, now: datetime) 
     if said is None:
         lost = "the Job completed, but its pod's message is gone or was not written by the trainer"
         return fail_attempt(draft, effective, Failed(FailureClass.DISRUPTED, Reason.RESULT_LOST, lost), now=now)
-    if stage == "prepare":
+    if said.prepared and stage == "prepare":
         results.prepared(draft, said)
         draft.condition(T.RUNNING, False, Reason.POD_PENDING, "the pod is being created")
         return _missing(replace(view, pods=()), draft, effective, now=now)
@@ -224,8 +224,8 @@ def _ended_badly(
     draft: Draft, effective: Effective, failed: Failed, *, pods: tuple[PodView, ...], now: datetime
 ) -> Step:
     """A run outside a gate has failed with all its outputs: where its message is lost they are collected."""
-    if failed.exit_code == ExitCode.GATE_FAILED and current_stage(draft) == "train":
-        said = results.result_of(pods, "train")
+    if failed.exit_code == ExitCode.GATE_FAILED:
+        said = results.result_of(pods, current_stage(draft))
         if said is None:
             lost = "a gate failed, but the pod's message with the result is gone"
             failed = replace(failed, failure_class=FailureClass.DISRUPTED, reason=Reason.RESULT_LOST, message=lost)

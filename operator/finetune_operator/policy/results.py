@@ -25,17 +25,27 @@ def result_of(pods: tuple[PodView, ...], stage: Stage) -> TerminationMessage | N
     for pod in pods:
         for container in pod.containers:
             said = TerminationMessage.decode(container.message) if container.exit_code in _WITH_RESULT else None
-            if said and said.sha256 and (said.prepared if stage == "prepare" else said.trained):
+            if said and said.sha256 and _tells(said, stage):
                 return said
     return None
 
 
-def prepared_in_pod(draft: Draft, pods: tuple[PodView, ...]) -> None:
-    """Take over what the training pod has prepared, once it tells; its Job goes on."""
+def _tells(said: TerminationMessage, stage: Stage) -> bool:
+    if stage == "train":
+        return said.trained is not None
+    return said.prepared is not None or (said.stage == "prepare" and said.trained is not None)  # adopted
+
+
+def prepared_in_pod(draft: Draft, effective: Effective, pods: tuple[PodView, ...], now: datetime) -> bool:
+    """Take over what the training pod has prepared, once it tells; its Job goes on. Tell whether the job has ended."""
     job, said = draft.status.job, None if draft.is_true(T.PREPARED) else result_of(pods, "prepare")
-    if said:
+    if said and said.trained and not said.exit_code:
+        succeeded(draft, effective, said, now)
+        return True
+    if said and said.prepared:
         prepared(draft, said)
         draft.set(job=job)
+    return False
 
 
 def prepared(draft: Draft, said: TerminationMessage) -> None:
@@ -53,21 +63,28 @@ def prepared(draft: Draft, said: TerminationMessage) -> None:
 def succeeded(draft: Draft, effective: Effective, said: TerminationMessage, now: datetime) -> None:
     """Take over what train produced: the job is complete."""
     uri = take_over(draft, effective, said, now)
-    if not draft.is_true(T.PREPARED):  # in the training pod, whose first word was lost
+    adopted = said.trained is not None and said.trained.adopted_run is not None
+    if adopted:
+        draft.condition(T.PREPARED, True, Reason.ADOPTED, "an earlier run with the same configuration is complete")
+    elif not draft.is_true(T.PREPARED):  # in the training pod, whose first word was lost
         draft.condition(T.PREPARED, True, Reason.PREPARED)
     draft.condition(T.PODS_READY, False, Reason.SUCCEEDED, "the pods have ended")
     queueing.leave(draft, Reason.SUCCEEDED, "the pods have ended")
     draft.condition(T.RUNNING, False, Reason.SUCCEEDED, "training has ended")
     draft.condition(T.FAILED, False, Reason.NOT_FAILED)
-    draft.condition(T.COMPLETE, True, Reason.SUCCEEDED, f"the outputs are at {uri}{_remarks(said.trained)}")
+    whose = "the outputs of an earlier run with the same configuration" if adopted else "the outputs"
+    draft.condition(T.COMPLETE, True, Reason.SUCCEEDED, f"{whose} are at {uri}{_remarks(said.trained)}")
 
 
 def take_over(draft: Draft, effective: Effective, said: TerminationMessage, now: datetime) -> str:
     """Take over outputs, evaluation and progress, which a run below a gate has as well; return the run's folder."""
-    result, uri = said.trained, paths.run_uri(effective.spec.output.uri, draft.status.run or 1)
+    result = said.trained
+    run = (result and result.adopted_run) or draft.status.run or 1
+    uri = paths.run_uri(effective.spec.output.uri, run)
     if result is None:  # result_of excludes it
         return uri
     draft.set(
+        run=run,  # an adopted one counts as this job's, so that its next run has a folder of its own
         outputs=_outputs(uri, result, said.sha256 or ""),
         usage=result.usage or draft.status.usage,
         training=result.training,
@@ -76,7 +93,8 @@ def take_over(draft: Draft, effective: Effective, said: TerminationMessage, now:
         progress=_final(draft.status.progress, result, now),
         checkpoint=_checkpoint(uri, result) or draft.status.checkpoint,
     )
-    draft.condition(T.OUTPUTS_READY, True, Reason.MANIFEST_WRITTEN, f"the outputs are at {uri}")
+    written = Reason.MANIFEST_WRITTEN if result.adopted_run is None else Reason.ADOPTED
+    draft.condition(T.OUTPUTS_READY, True, written, f"the outputs are at {uri}")
     return uri
 
 

@@ -32,7 +32,7 @@ def publish(done: Done, config: RunConfig, store: Store, *, folder: Path) -> Don
     if hub is None:
         return done
     try:
-        pushed = _known(config, store) or _push(hub, config, store, folder=folder)
+        pushed = pushed_before(config, store) or _push(hub, config, store, folder=folder)
     except Exception as error:  # the outputs are safe: nothing that goes wrong here may cost them
         if isinstance(error, TrainerError) and error.code is ExitCode.PREEMPTED:
             raise
@@ -42,7 +42,8 @@ def publish(done: Done, config: RunConfig, store: Store, *, folder: Path) -> Don
     return result.model_copy(update={"hub": pushed}), sha256
 
 
-def _known(config: RunConfig, store: Store) -> Pushed | None:
+def pushed_before(config: RunConfig, store: Store) -> Pushed | None:
+    """Return what this run has pushed to the hub, by its hub.json; None if nothing, or to another repository."""
     try:
         pushed = Pushed.model_validate_json(store.read(paths.join(config.run_uri, paths.HUB)))
     except (NotFoundError, ValidationError):

@@ -46,8 +46,7 @@ class EvaluationFile(EvaluationSummary):
 def completed_run(config: RunConfig, store: Store) -> tuple[TrainResult, str] | None:
     """Return the result of this run if its outputs are all there. Raises OUTPUT_EXISTS if another job's are."""
     try:
-        content = store.read(paths.join(config.run_uri, paths.MANIFEST))
-        manifest = Manifest.model_validate_json(content)
+        manifest = Manifest.model_validate_json(store.read(paths.join(config.run_uri, paths.MANIFEST)))
     except NotFoundError:
         return None
     except ValidationError as error:
@@ -56,8 +55,14 @@ def completed_run(config: RunConfig, store: Store) -> tuple[TrainResult, str] | 
         raise _occupied(config, f"by {manifest.job_namespace}/{manifest.job_name}, run {manifest.run}")
     if wrong := not_as_listed(manifest.files, config, store):
         raise _occupied(config, f"its manifest lists {wrong}, which is not there or has another size")
+    return read_result(config, store)
+
+
+def read_result(config: RunConfig, store: Store) -> tuple[TrainResult, str]:
+    """Return the result of a run that is complete, and its manifest's sha256."""
+    content = store.read(paths.join(config.run_uri, paths.MANIFEST))
     report = EvaluationFile.model_validate_json(store.read(paths.join(config.run_uri, paths.EVALUATION)))
-    return result_of(report.training, manifest), sha256(content).hexdigest()
+    return result_of(report.training, Manifest.model_validate_json(content)), sha256(content).hexdigest()
 
 
 def result_of(training: Training, manifest: Manifest) -> TrainResult:

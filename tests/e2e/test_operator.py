@@ -53,7 +53,7 @@ def test_a_failure_that_no_retry_helps_ends_the_job_with_class_code_message_and_
     assert (last["logTail"], last["pod"] != "") == ("the end", True)
     assert job.condition("Failed")["reason"] == reason
     assert job.condition("Stalled")["status"] == "True"
-    assert status["attempt"] == 1
+    assert (status["attempt"], status["restarts"]) == (1, {"failures": 0, "disruptions": 0})
 
 
 def test_a_run_outside_a_gate_fails_once_and_keeps_its_outputs_and_figures(start) -> None:
@@ -177,6 +177,8 @@ def test_a_deadline_ends_the_job_and_what_works_for_it(start) -> None:
     job = start("train=run", lifecycle={"gracePeriodSeconds": 5, "activeDeadlineSeconds": 8})
     job.reaches("Failed")
     assert job.condition("Failed")["reason"] == "DeadlineExceeded"
+    last = job.status["lastFailure"]
+    assert (last["class"], last["reason"]) == ("Deadline", "DeadlineExceeded")
     job.until(lambda: [item for item in job.children() if not item["status"].get("conditions")] == [], what="its end")
 
 

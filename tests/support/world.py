@@ -367,7 +367,7 @@ class World:
             assert (run, status.attempt) >= self._highest.get(uid, (0, 0)), "a counter went back"
             self._highest[uid] = run, status.attempt
         if status.restarts:
-            assert status.restarts.failures <= RETRIES + 1, "the budget was exceeded"
+            assert status.restarts.failures <= RETRIES, "the budget was exceeded"
         if status.phase == "Succeeded":
             assert (uid, run) in self.manifests, "Succeeded without a manifest"
             assert status.outputs is not None

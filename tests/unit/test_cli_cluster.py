@@ -68,7 +68,7 @@ def test_a_line_a_job_the_youngest_last() -> None:
     [
         pytest.param({}, "not seen by an operator yet", id="new"),
         pytest.param(RUNNING, "step 120/400  30 %  loss 0.5123  held out 0.61  2,310 tokens/s  MFU 41%", id="progress"),
-        pytest.param(RUNNING, "run       1, attempt 2 (1 failed), 2h", id="attempts"),
+        pytest.param(RUNNING, "run       1, attempt 2 (1 retried), 2h", id="attempts"),
         pytest.param(RUNNING, "a checkpoint of step 100 at s3://out/run-1/checkpoints", id="checkpoint"),
         pytest.param(WAITING, "Starting, Unschedulable: 0/3 nodes are available", id="why it waits"),
         pytest.param(QUEUED, "queue     tuning, waits for 3m20s, waited 1m before", id="queue"),

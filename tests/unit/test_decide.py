@@ -12,7 +12,7 @@ from finetune_contract.evaluation import EvaluationSummary, GateResult, Scores
 from finetune_contract.exit_codes import FAILURES, ExitCode, FailureClass
 from finetune_contract.measures import Measure
 from finetune_contract.outcome import TerminationMessage
-from finetune_operator.api.status import FineTuneJobStatus
+from finetune_operator.api.status import FineTuneJobStatus, Restarts
 from finetune_operator.policy.plan import ChildRequest
 from tests.support.builders import (
     NOW,
@@ -116,7 +116,9 @@ def test_every_exit_code_has_its_class_reason_and_policy(failure) -> None:
     assert plan.create is None  # the next attempt waits for its backoff
     charged = story.job.status.restarts
     assert charged is not None
-    assert charged.disruptions == (1 if failure.failure_class is FailureClass.DISRUPTED else 0)
+    disrupted = failure.failure_class is FailureClass.DISRUPTED
+    again = (0, 1) if disrupted else (0, 0) if final else (1, 0)  # what is not tried again was not started again
+    assert (charged.failures, charged.disruptions) == again
 
 
 def test_pods_are_ready_when_all_of_them_are() -> None:
@@ -184,6 +186,7 @@ def test_retries_wait_longer_each_time_and_end_with_the_budget() -> None:
     assert story.condition("Failed") == ("True", "RestartBudgetExceeded")
     assert story.job.status.last_failure is not None
     assert story.job.status.last_failure.reason == "StorageUnavailable"
+    assert story.job.status.restarts == Restarts(failures=2)
 
 
 def runs_out_of_memory(story: Story, *, attempt: int) -> None:
@@ -317,7 +320,7 @@ def test_a_run_outside_a_gate_has_failed_for_good_and_has_its_outputs() -> None:
     assert status.evaluation is not None
     assert [(gate.value, gate.passed) for gate in status.evaluation.gates] == [(0.4, False)]
     assert status.restarts is not None
-    assert status.restarts.failures == 1
+    assert status.restarts.failures == 0
 
 
 def test_the_result_of_a_run_outside_a_gate_is_collected_if_its_message_went() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_contract.exit_codes import ExitCode
+from finetune_operator.api.status import Restarts
 from finetune_operator.api.views import ChildJob, PodView
 from finetune_operator.policy.plan import ChildRequest
 from tests.support.builders import (
@@ -146,6 +147,12 @@ def test_the_active_deadline_ends_the_job_and_its_attempt() -> None:
     assert plan.delete == (train.name,)
     assert story.condition("Failed") == ("True", "DeadlineExceeded")
     assert (story.condition("PodsReady")[0], story.condition("Running")[0]) == ("False", "False")
+    last = story.job.status.last_failure
+    assert last is not None
+    assert (last.failure_class, last.reason, last.pod) == ("Deadline", "DeadlineExceeded", pod.name)
+    assert (last.stage, last.attempt, last.time) == ("train", 1, "2026-11-24T12:10:00Z")
+    assert "active for 10m" in last.message
+    assert story.job.status.restarts == Restarts()
     assert story.sees(train, pods=(pod,)).delete == (train.name,)  # the deletion was lost
     assert story.sees(replace(train, deleting=True), pods=(pod,)).delete == ()
 
@@ -180,6 +187,23 @@ def test_the_start_deadline_is_for_jobs_whose_trainer_never_worked() -> None:
     story.passes(120)
     assert story.sees(train, pods=(waiting,)).delete == (train.name,)
     assert story.condition("Failed") == ("True", "StartDeadlineExceeded")
+    last = story.job.status.last_failure
+    assert last is not None
+    assert (last.failure_class, last.reason, last.pod) == ("Deadline", "StartDeadlineExceeded", waiting.name)
+
+
+def test_a_deadline_that_passes_before_a_retry_keeps_the_last_failures_words() -> None:
+    story = with_lifecycle(activeDeadlineSeconds=5, retries={"backoffSeconds": 10})
+    story.sees()
+    story.sees(failed_child("prepare", ExitCode.STORAGE_UNAVAILABLE))
+    story.passes(5)
+    story.sees()
+    last = story.job.status.last_failure
+    assert last is not None
+    assert (last.reason, last.attempt, last.pod) == ("DeadlineExceeded", 2, None)
+    assert last.message.endswith(
+        "Attempt 1 had failed: StorageUnavailable: Object storage could not be reached, after retries."
+    )
 
 
 def test_the_start_deadline_is_met_once_the_trainer_has_worked() -> None:
@@ -208,6 +232,7 @@ def test_an_attempt_without_a_step_ends_is_charged_and_the_next_goes_on() -> Non
     assert restarts is not None
     assert (last.reason, restarts.failures, story.job.status.attempt) == ("StallTimeout", 1, 2)
     assert "no step after step 7 for 5m" in last.message
+    assert last.pod == pod.name
 
 
 def test_the_next_attempt_has_the_whole_time_again() -> None:

@@ -28,6 +28,8 @@ class FailureClass(StrEnum):
     """The processes of one attempt lost each other: retried within the budget."""
     DISRUPTED = "Disrupted"
     """Preempted, evicted, drained or deleted: retried without charge."""
+    DEADLINE = "Deadline"
+    """A limit of time in the job's lifecycle has passed: never retried."""
     INFRASTRUCTURE = "Infrastructure"
     """Anything else: retried within the budget."""
 

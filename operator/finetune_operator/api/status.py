@@ -38,9 +38,9 @@ class Restarts(Model):
     """How often the job was started again."""
 
     failures: int = 0
-    """Failures, which lifecycle.retries.max bounds."""
+    """After failures, which lifecycle.retries.max bounds. A failure that nothing follows is not counted."""
     disruptions: int = 0
-    """Preemptions, evictions and the like, without charge."""
+    """After preemptions, evictions and the like, without charge."""
 
 
 class Progress(Model):

@@ -105,7 +105,7 @@ def _run(status: FineTuneJobStatus, now: datetime) -> str:
         return ""
     begun, ended = parse_time(status.start_time), parse_time(status.completion_time)
     lasted = duration(int(((ended or now) - begun).total_seconds())) if begun else None
-    counted = [f"{status.restarts.failures} failed" if status.restarts.failures else ""]
+    counted = [f"{status.restarts.failures} retried" if status.restarts.failures else ""]
     counted.append(f"{status.restarts.disruptions} disrupted" if status.restarts.disruptions else "")
     ends = ", ".join(part for part in counted if part)
     return (

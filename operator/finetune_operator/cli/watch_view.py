@@ -81,7 +81,7 @@ def _facts(status: FineTuneJobStatus) -> Table:
     if progress and progress.tokens_per_second:
         grid.add_row("speed", speed_of(progress))
     if status.run is not None and status.restarts is not None:
-        ends = f"  {status.restarts.failures} failed, {status.restarts.disruptions} disrupted"
+        ends = f"  {status.restarts.failures} retried, {status.restarts.disruptions} disrupted"
         grid.add_row("run", f"{status.run}, attempt {status.attempt}{ends if any(_counts(status)) else ''}")
     if status.checkpoint and status.checkpoint.step is not None:
         grid.add_row("checkpoint", f"step {status.checkpoint.step}")

@@ -21,8 +21,9 @@ from finetune_operator.policy.step import Step
 def go_on(view: View, draft: Draft, effective: Effective, *, child: ChildJob, least: float) -> Step:
     """Say how far the attempt is, and end it if it is lost or stalled. Least: seconds between writes of progress."""
     pods = tuple(pod for pod in view.pods if pod.child == child.name)
-    if any(waiting.is_lost(pod, draft.now) for pod in pods):
-        return _give_up(draft, effective, FailureClass.DISRUPTED, Reason.EVICTED, _NODE_LOST)
+    if lost := next((pod.name for pod in pods if waiting.is_lost(pod, draft.now)), None):
+        failed = Failed(FailureClass.DISRUPTED, Reason.EVICTED, "the node was lost with the pod on it", pod=lost)
+        return give_up_attempt(draft, effective, failed, now=draft.now)
     is_held = queueing.held(view, draft, child, effective.spec)
     if is_held and (step := queueing.requeued(draft, child, effective.spec, pods)):
         return step
@@ -32,17 +33,12 @@ def go_on(view: View, draft: Draft, effective: Effective, *, child: ChildJob, le
     # Pods that end after a preemption still tell how far they came.
     reported = _progress(view, draft, effective, pods=pods, least=least)
     if still := deadlines.stalled(draft, effective.spec.lifecycle, draft.now):
-        return _give_up(draft, effective, FailureClass.INFRASTRUCTURE, Reason.STALL_TIMEOUT, still)
+        first = pods[0].name if pods else None
+        failed = Failed(FailureClass.INFRASTRUCTURE, Reason.STALL_TIMEOUT, still, pod=first)
+        return give_up_attempt(draft, effective, failed, now=draft.now)
     queued = queueing.look_again(draft, effective.spec) if is_held else None
     podless = None if pods or is_held else waiting.PODLESS_SECONDS
     return Step(requeue_after=_next_look(draft, effective, pods, reported, queued, podless))
-
-
-_NODE_LOST = "the node was lost with the pod on it"
-
-
-def _give_up(draft: Draft, effective: Effective, kind: FailureClass, reason: Reason, message: str) -> Step:
-    return give_up_attempt(draft, effective, Failed(kind, reason, message), now=draft.now)
 
 
 def _next_look(draft: Draft, effective: Effective, pods: tuple[PodView, ...], *seconds: float | None) -> float | None:

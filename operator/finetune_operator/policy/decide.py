@@ -28,7 +28,7 @@ from finetune_operator.policy.active import go_on
 from finetune_operator.policy.announce import announcements
 from finetune_operator.policy.draft import Draft
 from finetune_operator.policy.effective import Effective, Problem, effective_spec
-from finetune_operator.policy.ending import current_stage, fail_attempt, fail_job
+from finetune_operator.policy.ending import current_stage, fail_attempt, fail_late
 from finetune_operator.policy.failures import Failed, classify
 from finetune_operator.policy.gpus import gpu_of
 from finetune_operator.policy.plan import ChildRequest, Plan
@@ -93,7 +93,8 @@ def _late(view: View, draft: Draft, effective: Effective, *, now: datetime) -> S
     child = _current(view, draft.status, current_stage(draft))
     if late is None or (child and child.state != "active"):  # how it ended comes first
         return None
-    fail_job(draft, *late, now=now)
+    pod = next((pod.name for pod in view.pods if child and pod.child == child.name), None)
+    fail_late(draft, *late, pod=pod, now=now)
     return Step(delete=(child.name,) if child and not child.deleting else ())
 
 

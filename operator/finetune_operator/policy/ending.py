@@ -13,7 +13,7 @@ from finetune_operator.api.parse import format_time
 from finetune_operator.api.status import LastFailure
 from finetune_operator.api.views import Stage
 from finetune_operator.policy import queueing, retry
-from finetune_operator.policy.draft import Draft
+from finetune_operator.policy.draft import MAX_MESSAGE, Draft
 from finetune_operator.policy.effective import Effective
 from finetune_operator.policy.failures import Failed
 from finetune_operator.policy.step import Step
@@ -37,14 +37,14 @@ def fail_attempt(draft: Draft, effective: Effective, failed: Failed, *, now: dat
     final = retry.refusal(charged, failed.failure_class, failed.reason, retries)
     if failed.failure_class is FailureClass.OUT_OF_MEMORY and stage == "train":
         final = final or _take_less(draft, failed, retries)
-    draft.set(restarts=charged, last_failure=_record(failed, status.attempt or 1, stage=stage, now=now), job=None)
+    draft.set(last_failure=_record(failed, status.attempt or 1, stage=stage, now=now), job=None)
     if current_stage(draft) == "train":
         draft.condition(T.PODS_READY, False, Reason.POD_FAILED, "the pods have ended")
         queueing.leave(draft, Reason.POD_FAILED, "the attempt has ended")
     if final:
         fail_job(draft, final, failed.message, now=now)
         return Step()
-    draft.set(attempt=(status.attempt or 1) + 1)
+    draft.set(restarts=charged, attempt=(status.attempt or 1) + 1)  # what is not tried again was not started again
     draft.condition(
         draft.current, False, Reason.RESTARTING, f"{failed.reason}: {failed.message}{_whence(draft, stage)}"
     )
@@ -76,6 +76,16 @@ def give_up_attempt(draft: Draft, effective: Effective, failed: Failed, *, now: 
     child = draft.status.job
     step = fail_attempt(draft, effective, failed, now=now)
     return replace(step, delete=(child.name,) if child else ())
+
+
+def fail_late(draft: Draft, reason: str, message: str, *, pod: str | None, now: datetime) -> None:
+    """End the job since a deadline has passed; a failure that was to be retried is told beside."""
+    before, attempt = draft.status.last_failure, draft.status.attempt or 1
+    if before and before.attempt == attempt - 1 and draft.status.job is None:
+        message = f"{message}. Attempt {before.attempt} had failed: {before.reason}: {before.message}"[:MAX_MESSAGE]
+    failed = Failed(FailureClass.DEADLINE, reason, message, pod=pod)
+    draft.set(last_failure=_record(failed, attempt, stage=working_stage(draft), now=now))
+    fail_job(draft, reason, message, now=now)
 
 
 def fail_job(draft: Draft, reason: str, message: str, *, now: datetime) -> None:

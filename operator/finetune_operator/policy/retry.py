@@ -20,7 +20,7 @@ _FINAL = {FailureClass.USER_ERROR, FailureClass.NON_FINITE}
 
 
 def charge(restarts: Restarts | None, failure_class: FailureClass) -> Restarts:
-    """Return the counters with one more failure or disruption."""
+    """Return the counters with one more failure or disruption, as they are if it is tried again."""
     now = restarts or Restarts()
     if failure_class is FailureClass.DISRUPTED:
         return Restarts(failures=now.failures, disruptions=now.disruptions + 1)

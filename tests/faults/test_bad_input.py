@@ -14,6 +14,7 @@ from tests.support.schemas import WRONG, places, schema_of, values
 
 SPEC = schema_of("finetunejobs")["properties"]["spec"]
 PLACES = places(SPEC)
+_LISTS = {"sources", "volumes", "env", "volumeMounts", "tolerations", "gates", "nodeSelectorTerms", "matchExpressions"}
 
 
 def put(spec: dict[str, Any], place: tuple[str, ...], value: Any) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def put(spec: dict[str, Any], place: tuple[str, ...], value: Any) -> dict[str, A
 
 
 def _is_list(place: tuple[str, ...]) -> bool:
-    return place[0] in ("sources", "volumes", "env", "volumeMounts", "tolerations", "gates")
+    return place[0] in _LISTS
 
 
 def _at(place: tuple[str, ...]) -> dict[str, Any]:

@@ -515,6 +515,24 @@ PROFILES = [
         "ProfileRefused",
     ),
     ("output", make_spec(), (make_profile(limits={"allowedOutputPrefixes": ["s3://models/o"]}),), "ProfileRefused"),
+    *(
+        (
+            f"prefix-of-another-tenant: {uri}",
+            make_spec(output={"uri": uri}),
+            (make_profile(limits={"allowedOutputPrefixes": ["s3://models/ours", "pvc://shared/ours/"]}),),
+            "ProfileRefused",
+        )
+        for uri in (
+            "s3://models/theirs",
+            "s3://models/ours-too",
+            "s3://models/ours/../theirs",
+            "s3://models/ours/..",
+            "S3://models/ours/x",
+            "s3://models",
+            "pvc://shared/ours/../theirs",
+            "pvc://shared/our",
+        )
+    ),
 ]
 
 

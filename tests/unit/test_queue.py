@@ -21,6 +21,26 @@ async def test_a_key_that_is_added_twice_is_worked_on_once() -> None:
     assert [await queue.get(), await queue.get()] == [A, B]
 
 
+async def test_namespaces_take_turns_so_that_nobody_waits_behind_all_that_another_one_has() -> None:
+    queue = WorkQueue()
+    crowd = [("crowd", str(number)) for number in range(1000)]
+    for key in (*crowd, A, ("other", "x"), B):
+        queue.add(key)
+    assert queue.depth() == 1003
+    taken = [await queue.get() for _ in range(1003)]
+    assert [taken.index(key) for key in (A, ("other", "x"), B)] == [1, 2, 4]
+    assert [key for key in taken if key in crowd] == crowd
+
+
+async def test_a_namespace_that_has_had_its_turn_waits_for_the_others() -> None:
+    queue = WorkQueue()
+    for key in (A, ("other", "x"), ("other", "y")):
+        queue.add(key)
+    assert await queue.get() == A
+    queue.add(B)
+    assert [await queue.get() for _ in range(3)] == [("other", "x"), B, ("other", "y")]
+
+
 async def test_a_key_that_is_added_while_it_is_worked_on_is_worked_on_again_afterwards() -> None:
     queue = WorkQueue()
     queue.add(A)

@@ -9,7 +9,7 @@ from pydantic import Field
 from finetune_contract.model import Model
 
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
-Name = Annotated[str, Field(min_length=1, max_length=253)]
+Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Revision = Annotated[str, Field(min_length=1, max_length=128)] | None

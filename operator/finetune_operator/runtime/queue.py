@@ -2,6 +2,8 @@
 
 A key that is added while it is worked on is worked on again afterwards. Keys can be added for later; a key that
 failed comes back after its own backoff. kopf's queue does none of this since 1.42 (kopf.md, section 1).
+
+Beyond client-go namespaces take turns: however many jobs one tenant has, another one's waits for one of them at most.
 """
 
 from __future__ import annotations
@@ -17,11 +19,44 @@ FIRST_BACKOFF, MAX_BACKOFF = 1.0, 300.0
 MAX_HOLD = 60.0
 
 
+class Turns:
+    """Keys that wait: one of each namespace in turn, and among those of one namespace first come, first served."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, deque[Key]] = {}
+        self._turns: deque[str] = deque()
+        """The namespaces that have a key, the next one first."""
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, key: Key) -> None:
+        """Put a key at the end of its namespace's line."""
+        line = self._lines.setdefault(key[0], deque())
+        if not line:
+            self._turns.append(key[0])
+        line.append(key)
+        self._count += 1
+
+    def popleft(self) -> Key:
+        """Take the next key. Raises IndexError if there is none."""
+        namespace = self._turns.popleft()
+        line = self._lines[namespace]
+        key = line.popleft()
+        self._count -= 1
+        if line:
+            self._turns.append(namespace)
+        else:
+            del self._lines[namespace]
+        return key
+
+
 class WorkQueue:
     """Keys of FineTuneJobs that have to be looked at. Bound to the running event loop."""
 
     def __init__(self) -> None:
-        self._ready: deque[Key] = deque()
+        self._ready = Turns()
         self._dirty: set[Key] = set()
         self._processing: set[Key] = set()
         self._failures: dict[Key, int] = {}

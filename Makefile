@@ -22,7 +22,7 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv tools lock manifests format lint test test-unit test-faults cluster cluster-down store store-down demo images images-check bench-operator bench-prepare bench-trainer quality clean
+.PHONY: help venv tools lock manifests format lint test test-unit test-faults test-images cluster cluster-down store store-down demo images images-check bench-operator bench-prepare bench-trainer quality clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,7 +71,7 @@ lint: $(STAMP) ## Check format, rules, types, import directions, and that genera
 	$(BIN)/python -m dev.generated --check
 
 test: venv ## Run the whole suite, end to end included
-	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long and not images"
 
 test-unit: $(STAMP) ## Run what needs no process beside it: the inner loop, under a minute
 	$(PYTEST) -n $(WORKERS) tests/unit
@@ -108,6 +108,9 @@ demo: venv ## Tune a model on the local cluster from start to end (KEEP=1 leaves
 
 images: $(STAMP) ## Build both images (BASE_IMAGE=... or one made by debootstrap), each with its bill of materials
 	$(BIN)/python -m dev.images build $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE))
+
+test-images: venv ## Tune a model with both images, run by podman as the pods' specs say (after make images; as root)
+	$(PYTEST) tests/images
 
 images-check: $(STAMP) ## Run both images as the manifests do: uid 10001, read-only root, no capabilities
 	$(BIN)/python -m dev.images check

@@ -25,7 +25,7 @@ from dev.cluster.nodes import NodeControl, Nodes, NodeShape
 from dev.cluster.parts import Part, StartError, plain_environment
 from dev.cluster.s3 import S3Server
 
-Backend = Literal["process", "none"]
+Backend = Literal["process", "podman", "none"]
 
 
 class KubectlError(RuntimeError):
@@ -48,8 +48,8 @@ class LocalCluster:
         allowed_images: Sequence[str] = ("*",),
     ) -> None:
         self.run_dir = Path(run_dir).absolute()
-        self.node_names = [f"node-{number}" for number in range(nodes)] if backend == "process" else []
-        self.shape = NodeShape(gpus, labels or {}, images or {}, allowed_images)
+        self.node_names = [f"node-{number}" for number in range(nodes)] if backend != "none" else []
+        self.shape = NodeShape(gpus, labels or {}, images or {}, allowed_images, podman=backend == "podman")
         self.s3 = S3Server(self.run_dir)
         self.kubeconfig = self.run_dir / "kubeconfig"
         self.control_plane: ControlPlane | None = None

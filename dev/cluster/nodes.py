@@ -13,6 +13,7 @@ from dev.cluster.access import Api, Credentials
 from dev.cluster.controlplane import TAKEN, ControlPlane
 from dev.cluster.node.config import Config
 from dev.cluster.node.images import Image
+from dev.cluster.node.podman import Podman
 from dev.cluster.parts import Part, StartError, plain_environment
 from dev.cluster.ports import free_ports
 
@@ -29,6 +30,7 @@ class NodeShape:
     labels: Mapping[str, str] = field(default_factory=dict)
     images: Mapping[str, Image] = field(default_factory=dict)
     allowed_images: Sequence[str] = ("*",)
+    podman: bool = False
 
 
 class Nodes:
@@ -80,6 +82,8 @@ class Nodes:
         self.part.wait_ready(lambda: self._are_ready(admin), timeout=READY_TIMEOUT)
 
     def _remove_pods(self) -> None:
+        if self._shape.podman:
+            Podman.find(self._run_dir).remove_all()
         shutil.rmtree(self._run_dir / "pods", ignore_errors=True)
 
     def _config(self, port: int) -> Config:
@@ -98,6 +102,7 @@ class Nodes:
             labels=shape.labels,
             images=shape.images,
             allowed_images=shape.allowed_images,
+            podman=shape.podman,
         )
 
     def _are_ready(self, admin: Api) -> bool:

@@ -17,6 +17,7 @@ from dev.cluster.node.context import Machine
 from dev.cluster.node.faults import Faults
 from dev.cluster.node.hosts import Hosts
 from dev.cluster.node.images import Images
+from dev.cluster.node.podman import Podman
 from dev.cluster.node.process import Pause, SandboxError
 from dev.cluster.node.server import Server
 from dev.cluster.node.worker import Host
@@ -72,7 +73,7 @@ def _agents(session: aiohttp.ClientSession, config: Config, *, hosts: Hosts) -> 
 def _machine(config: Config) -> Machine:
     port = str(urlsplit(config.server).port)
     return Machine(
-        images=Images(config.images, allowed=config.allowed_images),
+        images=_images(config),
         keep=[sys.prefix, sys.base_prefix, str(ROOT)],
         hide=[config.run_dir],
         service_environment={
@@ -81,6 +82,12 @@ def _machine(config: Config) -> Machine:
             "KUBERNETES_SERVICE_PORT_HTTPS": port,
         },
     )
+
+
+def _images(config: Config) -> Images | Podman:
+    if config.podman:
+        return Podman.find(Path(config.run_dir))
+    return Images(config.images, allowed=config.allowed_images)
 
 
 def main() -> None:

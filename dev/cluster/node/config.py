@@ -26,6 +26,7 @@ class Config:
     labels: Mapping[str, str] = field(default_factory=dict)
     images: Mapping[str, Image] = field(default_factory=dict)
     allowed_images: Sequence[str] = ("*",)
+    podman: bool = False  # run the images themselves
 
     @classmethod
     def read(cls, path: Path) -> Self:

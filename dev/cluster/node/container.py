@@ -21,6 +21,7 @@ from dev.cluster.node.memory import watch_memory
 from dev.cluster.node.messages import termination_message
 from dev.cluster.node.mounts import capabilities, mounts
 from dev.cluster.node.objects import MissingObjectError
+from dev.cluster.node.podman import run_arguments
 from dev.cluster.node.probes import watch_readiness
 from dev.cluster.node.process import ContainerProcess, SandboxError
 from dev.cluster.node.sandbox.spec import ContainerSpec
@@ -131,14 +132,27 @@ class Container:
         try:
             if not spec.command:
                 raise SandboxError("no command specified")
-            self.process = await ContainerProcess.start(spec, path=self._folder / "container.json", log=self.log())
+            self.process = await self._start(spec)
         except SandboxError as error:
             self._end(CANNOT_START, started=started, reason="StartError", message=str(error))
             return
         self._show_running(started)
         exit_code = await self._watched(self.process)
         self.process = None
+        if self._context.machine.podman and exit_code == KILLED and self._limit("memory"):
+            # podman 4.3 does not tell (State.OOMKilled is false under cgroups v1), and nobody else has killed it.
+            self._out_of_memory |= not self._context.stopping.is_set()
         self._end(exit_code, started=started)
+
+    async def _start(self, spec: ContainerSpec) -> ContainerProcess:
+        context, podman = self._context, self._context.machine.podman
+        if podman is None:
+            return await ContainerProcess.start(spec, path=self._folder / "container.json", log=self.log())
+        pidfile = self._folder / f"{self.view.restarts}.pid"
+        arguments = run_arguments(
+            self.spec, context.pod, spec, hostname=context.hostname, cluster=podman.cluster, pidfile=pidfile
+        )
+        return await podman.start(arguments, values=spec.environment, pidfile=pidfile, log=self.log())
 
     async def _watched(self, process: ContainerProcess) -> int:
         watchers = [asyncio.create_task(watcher) for watcher in self._watchers(process)]
@@ -150,7 +164,7 @@ class Container:
 
     def _watchers(self, process: ContainerProcess) -> list[Coroutine[None, None, None]]:
         watchers = []
-        if limit := self._limit("memory"):
+        if (limit := self._limit("memory")) and not self._context.machine.podman:
             watchers.append(watch_memory(process.pid, limit=int(quantity(limit)), over=self.kill_for_memory))
         if probe := self.spec.get("readinessProbe"):
             watchers.append(
@@ -217,7 +231,8 @@ class Container:
 
     def _show_running(self, started: str) -> None:
         uid = self._context.pod["metadata"]["uid"]
-        self.view.container_id = f"process://{uid}/{self.view.name}/{self.view.restarts}"
+        backend = "podman" if self._context.machine.podman else "process"
+        self.view.container_id = f"{backend}://{uid}/{self.view.name}/{self.view.restarts}"
         self.view.state = {"running": {"startedAt": started}}
         self.view.ready = not self._is_init and not self.spec.get("readinessProbe")
         self._context.changed()
@@ -233,4 +248,5 @@ class Container:
     def _message_file(self) -> Path:
         file = self._folder / f"{self.view.restarts}.message"
         file.touch()
+        file.chmod(0o666)  # it is the container's user who writes there
         return file

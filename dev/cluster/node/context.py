@@ -10,6 +10,7 @@ from dev.cluster.node.events import Recorder
 from dev.cluster.node.faults import Faults
 from dev.cluster.node.images import Images
 from dev.cluster.node.objects import Objects
+from dev.cluster.node.podman import Podman
 from dev.cluster.node.status import Stop
 from dev.cluster.node.volumes import Volumes
 
@@ -18,10 +19,15 @@ from dev.cluster.node.volumes import Volumes
 class Machine:
     """What all pods of this machine share."""
 
-    images: Images
+    images: Images | Podman
     keep: list[str]
     hide: list[str]
     service_environment: dict[str, str]  # how a pod finds the API server
+
+    @property
+    def podman(self) -> Podman | None:
+        """What runs containers in place of our own sandbox, if it does."""
+        return self.images if isinstance(self.images, Podman) else None
 
 
 @dataclass(slots=True)

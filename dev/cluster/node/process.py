@@ -78,7 +78,7 @@ class ContainerProcess:
         if wrong or not pid:
             await outer.wait()
             raise SandboxError("\n".join(wrong) or f"the sandbox ended with {outer.returncode}")
-        return cls(outer, pid, _open_handle(pid))
+        return cls(outer, pid, open_handle(pid))
 
     def send(self, number: signal.Signals) -> None:
         """Send process 1 a signal; SIGKILL ends all that the container has started."""
@@ -126,7 +126,8 @@ def _read_all(reading: int) -> list[str]:
         return file.read().splitlines()
 
 
-def _open_handle(pid: int) -> int:
+def open_handle(pid: int) -> int:
+    """Return a pidfd of a process; -1 if it has ended."""
     try:
         return os.pidfd_open(pid)
     except ProcessLookupError:  # so short was its life

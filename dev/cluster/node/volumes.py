@@ -6,6 +6,7 @@ the sandbox mounts a tmpfs of that size there, so that a full disk is a real ENO
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,7 +51,8 @@ class Volumes:
         return place
 
     def _make_empty(self, source: Manifest, *, pod: Manifest, place: Path) -> None:
-        place.mkdir(parents=True, exist_ok=True, mode=0o777)
+        place.mkdir(parents=True, exist_ok=True)
+        _open_to(place, (pod["spec"].get("securityContext") or {}).get("fsGroup"))
         limit = source.get("sizeLimit") or _ephemeral_limit(pod)
         if limit or source.get("medium") == "Memory":
             self.sized[str(place)] = int(quantity(limit or 0))
@@ -124,6 +126,15 @@ def _ephemeral_limit(pod: Manifest) -> str | None:
     limits = [container.get("resources", {}).get("limits", {}) for container in pod["spec"]["containers"]]
     given = [limit["ephemeral-storage"] for limit in limits if "ephemeral-storage" in limit]
     return str(sum(quantity(limit) for limit in given)) if given else None
+
+
+def _open_to(place: Path, group: int | None) -> None:
+    """Let every user of the pod write, as a kubelet does; root alone can give a folder to a group."""
+    if group is None or os.geteuid() != 0:
+        place.chmod(0o777)
+    else:
+        os.chown(place, -1, group)
+        place.chmod(0o2777)
 
 
 def _host_folder(path: str) -> Path:

@@ -58,6 +58,12 @@ def start(cluster: LocalCluster, namespace: str) -> Callable[..., RunningJob]:
             id="claim",
         ),
         pytest.param(
+            {"podTemplate": {"volumes": [{"name": "theirs", "secret": {"secretName": "s3"}}]}},
+            "MountFailed",
+            'secrets "s3" not found',
+            id="Secret as a volume",
+        ),
+        pytest.param(
             {"scheduling": {"serviceAccountName": "robot"}},
             "PodsRefused",
             'serviceaccount "robot" not found',

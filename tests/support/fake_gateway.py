@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from finetune_operator.api import constants as c
-from finetune_operator.api.views import ChildJob, JobView
+from finetune_operator.api.views import ChildJob, JobView, PodView
 from finetune_operator.policy.plan import EventRequest
 from finetune_operator.runtime.gateway import ConflictError, Kind
 
@@ -28,7 +28,7 @@ class FakeGateway:
         self.events: list[EventRequest] = []
         self.fail_next: Exception | None = None
         self.kueue = False
-        self.refuses_pods = ""
+        self.refuses_pods = self.mounts_nothing = ""
         self._version = 100
 
     def add(self, kind: Kind, body: Body) -> Body:
@@ -67,6 +67,10 @@ class FakeGateway:
     async def refusal_of_pods(self, child: ChildJob) -> str:
         """Return what pods of all Jobs are refused for."""
         return self.refuses_pods
+
+    async def mount_failure_of(self, pod: PodView) -> str:
+        """Return why pods get no volumes."""
+        return self.mounts_nothing
 
     async def create_job(self, manifest: Body) -> Body:
         """Create a batch Job."""

@@ -400,6 +400,41 @@ async def test_a_job_whose_pods_are_refused_says_so_once_it_should_have_some(ope
     assert reason_of(gateway, "Prepared") == "PodsRefused"
 
 
+async def test_a_volume_that_is_not_there_is_said_once_the_pod_should_have_it(operator, gateway) -> None:
+    gateway.mounts_nothing = 'configmap "lexicon" not found'
+    await operator.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    job["metadata"]["creationTimestamp"] = format_time(NOW)
+    waiting_ = {"name": "prepare", "state": {"waiting": {"reason": "ContainerCreating"}}}
+    gateway.add("Pod", _pod_of(job, phase="Pending", containerStatuses=[waiting_]))
+    await operator.feed.relist(gateway)
+    assert await operator.reconciler.reconcile(KEY) == waiting.CREATING_SECONDS
+    assert reason_of(gateway, "Prepared") == "Starting"
+    operator.now += timedelta(seconds=waiting.CREATING_SECONDS)
+    assert await operator.reconciler.reconcile(KEY) == waiting.CREATING_SECONDS
+    assert reason_of(gateway, "Prepared") == "MountFailed"
+    assert gateway.events[-1].message == 'configmap "lexicon" not found'
+
+
+@pytest.mark.parametrize(
+    ("state", "phase"),
+    [
+        pytest.param({"running": {}}, "Running", id="runs"),
+        pytest.param({"waiting": {"reason": "ImagePullBackOff"}}, "Pending", id="tells another reason"),
+    ],
+)
+async def test_events_are_not_asked_for_where_the_pod_tells(operator, gateway, state, phase) -> None:
+    gateway.mounts_nothing = "nobody asks"
+    await operator.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    job["metadata"]["creationTimestamp"] = format_time(NOW)
+    gateway.add("Pod", _pod_of(job, phase=phase, containerStatuses=[{"name": "prepare", "state": state}]))
+    await operator.feed.relist(gateway)
+    operator.now += timedelta(seconds=60)
+    await operator.reconciler.reconcile(KEY)
+    assert reason_of(gateway, "Prepared") != "MountFailed"
+
+
 def reason_of(gateway: FakeGateway, kind: str) -> str:
     (job,) = gateway.objects["FineTuneJob"].values()
     return next(item["reason"] for item in job["status"]["conditions"] if item["type"] == kind)

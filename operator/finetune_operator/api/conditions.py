@@ -72,6 +72,8 @@ class Reason(StrEnum):
     """The image cannot be pulled."""
     CONTAINER_CONFIG = "ContainerConfig"
     """The container cannot be made: most often a missing Secret."""
+    MOUNT_FAILED = "MountFailed"
+    """A volume cannot be mounted: most often a ConfigMap or Secret of podTemplate that is not there; the message is the kubelet's."""
     JOB_REFUSED = "JobRefused"
     """The API server does not take the batch Job, most often for a quota; the message is its own."""
     PODS_REFUSED = "PodsRefused"

@@ -165,6 +165,8 @@ class View:
     """Whether the cluster serves Kueue."""
     refused_pods: str = ""
     """Why the API server takes no pods of the current Job, in its words; nothing where it does."""
+    mount_failure: str = ""
+    """Why a pod of the current Job gets no volumes, in the kubelet's words; nothing where it does."""
     gpu_nodes: tuple[GpuNode, ...] = ()
     """Nodes with labelled GPUs, as of the last full LIST."""
     report: ProgressReport | None = None

@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from finetune_operator.api import constants as c
-from finetune_operator.api.views import ChildJob, JobView
+from finetune_operator.api.views import ChildJob, JobView, PodView
 from finetune_operator.kube.client import METADATA_ALONE, Body, KubeClient
 from finetune_operator.policy.plan import EventRequest
 from finetune_operator.runtime.gateway import ConflictError, Kind, NotLeadingError, RejectedError
@@ -108,13 +108,21 @@ class KubeGateway:
 
     async def refusal_of_pods(self, child: ChildJob) -> str:
         """Return what the API server last said to the Job controller, which tells it in an Event alone."""
-        about = f"involvedObject.uid={child.uid},reason=FailedCreate"
+        return _NAME_OF_POD.sub("", await self._last_said(child.namespace, child.uid, ("FailedCreate",)))
+
+    async def mount_failure_of(self, pod: PodView) -> str:
+        """Return what the kubelet last said about a pod's volumes, which it tells in an Event alone."""
+        return await self._last_said(pod.namespace, pod.uid, ("FailedMount", "FailedAttachVolume"))
+
+    async def _last_said(self, namespace: str, uid: str, reasons: tuple[str, ...]) -> str:
+        about: dict[str, str | int] = {"fieldSelector": f"involvedObject.uid={uid}"}
         try:
-            found = await self._api.get(f"/api/v1/namespaces/{child.namespace}/events", {"fieldSelector": about}) or {}
+            found = await self._api.get(f"/api/v1/namespaces/{namespace}/events", about) or {}
         except RejectedError:  # a right that an installation may lack
             return ""
-        events = sorted(found.get("items") or [], key=lambda event: event.get("lastTimestamp") or "")
-        return _NAME_OF_POD.sub("", events[-1].get("message", "")) if events else ""
+        events = [event for event in found.get("items") or [] if event.get("reason") in reasons]
+        events.sort(key=lambda event: event.get("lastTimestamp") or "")
+        return str(events[-1].get("message", "")) if events else ""
 
     async def write_status(self, job: JobView, patch: Body) -> Body | None:
         """Merge a patch into the status, locked by the view's resourceVersion."""

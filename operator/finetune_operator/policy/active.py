@@ -29,7 +29,7 @@ def go_on(view: View, draft: Draft, effective: Effective, *, child: ChildJob, le
         return step
     if not is_held:
         wanted = effective.spec.resources.nodes if child.stage == "train" else 1
-        _say_how_far(draft, pods, wanted=wanted, refused=view.refused_pods)
+        _say_how_far(draft, pods, wanted=wanted, held_up=_held_up(view))
     # Pods that end after a preemption still tell how far they came.
     reported = _progress(view, draft, effective, pods=pods, least=least)
     if still := deadlines.stalled(draft, effective.spec.lifecycle, draft.now):
@@ -38,7 +38,15 @@ def go_on(view: View, draft: Draft, effective: Effective, *, child: ChildJob, le
         return give_up_attempt(draft, effective, failed, now=draft.now)
     queued = queueing.look_again(draft, effective.spec) if is_held else None
     podless = None if pods or is_held else waiting.PODLESS_SECONDS
-    return Step(requeue_after=_next_look(draft, effective, pods, reported, queued, podless))
+    creating = waiting.CREATING_SECONDS if any(map(waiting.is_creating, pods)) else None
+    return Step(requeue_after=_next_look(draft, effective, pods, reported, queued, podless, creating))
+
+
+def _held_up(view: View) -> tuple[Reason, str] | None:
+    """Return what pods themselves do not tell: that they are not taken, or get no volumes."""
+    if view.refused_pods:
+        return Reason.PODS_REFUSED, view.refused_pods
+    return (Reason.MOUNT_FAILED, view.mount_failure) if view.mount_failure else None
 
 
 def _next_look(draft: Draft, effective: Effective, pods: tuple[PodView, ...], *seconds: float | None) -> float | None:
@@ -50,12 +58,12 @@ def _next_look(draft: Draft, effective: Effective, pods: tuple[PodView, ...], *s
     return max(0.1, min(waits)) if waits else None
 
 
-def _say_how_far(draft: Draft, pods: tuple[PodView, ...], *, wanted: int, refused: str) -> None:
+def _say_how_far(draft: Draft, pods: tuple[PodView, ...], *, wanted: int, held_up: tuple[Reason, str] | None) -> None:
     training = draft.is_true(T.PREPARED)
     main = "train" if training else "prepare"
     # A container that has ended is not starting again: its Job says in a moment how it went.
     runs = any(item.name == main and item.state != "waiting" for pod in pods for item in pod.containers)
-    reason, message = (Reason.PODS_REFUSED, refused) if refused else waiting.why_waiting(pods)
+    reason, message = held_up or waiting.why_waiting(pods)
     if not training:
         told = (Reason.PREPARING, "the data is being checked") if runs else (reason, message)
         draft.condition(T.PREPARED, False, *told)

@@ -24,6 +24,8 @@ _WARNINGS = {
     Reason.IMAGE_PULL,
     Reason.CONTAINER_CONFIG,
     Reason.JOB_REFUSED,
+    Reason.PODS_REFUSED,
+    Reason.MOUNT_FAILED,
     Reason.RESTARTING,
     Reason.KUEUE_NOT_SERVED,
     Reason.PREEMPTED,

@@ -10,6 +10,7 @@ from finetune_operator.api.views import ChildJob, ContainerView, PodView
 
 _IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 _CONFIG = {"CreateContainerConfigError", "CreateContainerError"}
+_CREATING = {"ContainerCreating", "PodInitializing"}
 RECHECK_SECONDS = 30.0
 """Until the next look at a pod of which nothing says when it ends."""
 STUCK_SECONDS = 60
@@ -18,12 +19,29 @@ STUCK_SECONDS = 60
 PODLESS_SECONDS = 5.0
 """After its creation a Job has pods within this, unless something is in the way."""
 
+CREATING_SECONDS = 10.0
+"""After its Job's creation a pod has its volumes within this; pulling an image may take longer."""
+
 
 def is_podless(child: ChildJob, pods: tuple[PodView, ...], now: datetime) -> bool:
     """Whether a Job that may start should have pods by now, and has none."""
     if child.state != "active" or child.suspended or child.deleting or child.created_at is None:
         return False
     return now >= later(child.created_at, PODLESS_SECONDS) and not any(pod.child == child.name for pod in pods)
+
+
+def is_creating(pod: PodView) -> bool:
+    """Whether a node has taken a pod and not one of its containers has started, for no reason that the pod tells."""
+    if pod.phase != "Pending" or pod.unschedulable or pod.deleted_at or not pod.containers:
+        return False
+    return all(one.state == "waiting" and one.reason in _CREATING for one in pod.containers)
+
+
+def may_lack_volumes(child: ChildJob, pods: tuple[PodView, ...], now: datetime) -> PodView | None:
+    """Return a pod that should have started by now: that a volume cannot be mounted stands in an Event alone."""
+    if child.state != "active" or child.created_at is None or now < later(child.created_at, CREATING_SECONDS):
+        return None
+    return next((pod for pod in pods if pod.child == child.name and is_creating(pod)), None)
 
 
 def why_waiting(pods: tuple[PodView, ...]) -> tuple[Reason, str]:

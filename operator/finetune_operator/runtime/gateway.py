@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Literal, Protocol
 
-from finetune_operator.api.views import ChildJob, JobView
+from finetune_operator.api.views import ChildJob, JobView, PodView
 from finetune_operator.policy.plan import EventRequest
 
 Body = dict[str, Any]
@@ -76,6 +76,9 @@ class Gateway(Protocol):
 
     async def refusal_of_pods(self, child: ChildJob) -> str:
         """Return why the API server takes no pods of a Job, in its words; nothing if nobody has said so."""
+
+    async def mount_failure_of(self, pod: PodView) -> str:
+        """Return why a pod gets no volumes, in the kubelet's words; nothing if nobody has said so."""
 
     async def write_status(self, job: JobView, patch: Body) -> Body | None:
         """Merge a patch into the status, if the object still has the view's resourceVersion; return the object.

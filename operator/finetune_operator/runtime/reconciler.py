@@ -83,13 +83,17 @@ class Reconciler:
             return None
         await self._look_twice(job)
         view = self._cache.snapshot(key, self._latest(job.uid))
-        return await self._with_refusal(view) if view else None
+        return await self._with_what_only_events_tell(view) if view else None
 
-    async def _with_refusal(self, view: View) -> View:
-        """A Job whose pods nobody takes looks like one whose pods are about to come."""
+    async def _with_what_only_events_tell(self, view: View) -> View:
+        """A Job whose pods nobody takes looks like one whose pods are about to come, and so does a missing volume."""
         now = self._clock()
-        child = next((child for child in view.children if waiting.is_podless(child, view.pods, now)), None)
-        return replace(view, refused_pods=await self._gateway.refusal_of_pods(child)) if child else view
+        for child in view.children:
+            if waiting.is_podless(child, view.pods, now):
+                return replace(view, refused_pods=await self._gateway.refusal_of_pods(child))
+            if pod := waiting.may_lack_volumes(child, view.pods, now):
+                return replace(view, mount_failure=await self._gateway.mount_failure_of(pod))
+        return view
 
     async def _look_twice(self, job: JobView) -> None:
         """Before a Job counts as missing, ask the API: the cache may lag behind our own creation."""

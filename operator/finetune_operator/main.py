@@ -107,7 +107,7 @@ class Operator:
         reconciler = Reconciler(
             cache=cache,
             gateway=gateway,
-            settings=PolicySettings(settings.trainer_image, settings.progress_seconds),
+            settings=PolicySettings(settings.trainer_image, settings.progress_seconds, settings.require_profile),
             wiring=Wiring(
                 progress_url=self._progress_url, progress_ca=lambda: tls.ca_pem, otlp_endpoint=watching.endpoint
             ),

@@ -43,6 +43,8 @@ class Settings:
     """Time between two full LISTs, which also find deletions that watches lost."""
     progress_seconds: float
     """Least time between two status writes that only carry progress."""
+    require_profile: bool
+    """Whether a job needs an applicable profile as soon as there is any."""
     log_format: str
     """json or text."""
 
@@ -65,6 +67,7 @@ class Settings:
             workers=_number(env, "FINETUNE_WORKERS", "16", int),
             resync_seconds=_number(env, "FINETUNE_RESYNC_SECONDS", "600", float),
             progress_seconds=_number(env, "FINETUNE_PROGRESS_SECONDS", "5", float),
+            require_profile=_switch(env, "FINETUNE_REQUIRE_PROFILE", "true"),
             log_format=env.get("FINETUNE_LOG_FORMAT", "json"),
         )
 
@@ -75,6 +78,13 @@ def _number(env: Mapping[str, str], name: str, default: str, kind: type[_N]) -> 
         return kind(text)
     except ValueError as error:
         raise ValueError(f"{name}={text!r} is not a number") from error
+
+
+def _switch(env: Mapping[str, str], name: str, default: str) -> bool:
+    text = env.get(name, default)
+    if text not in ("true", "false"):
+        raise ValueError(f"{name}={text!r} is neither true nor false")
+    return text == "true"
 
 
 def progress_path(namespace: str, name: str) -> str:

@@ -102,12 +102,17 @@ def test_one_replica_alone_can_be_drained():
 
 def test_values_reach_the_settings():
     objects = chart_objects(
-        "watchNamespace=team-a", "statusUrl=https://10.0.0.7:8443", "logFormat=text", "trainerImage=mirror/trainer:9"
+        "watchNamespace=team-a",
+        "statusUrl=https://10.0.0.7:8443",
+        "logFormat=text",
+        "trainerImage=mirror/trainer:9",
+        "requireProfile=false",
     )
     settings = settings_of(objects)
     assert settings.watch_namespace == "team-a"
     assert settings.status_url == "https://10.0.0.7:8443"
     assert settings.log_format == "text"
+    assert settings.require_profile is False
     assert settings.trainer_image == "mirror/trainer:9"
 
 

@@ -118,22 +118,20 @@ def may(cluster: LocalCluster, verb: str, what: str, namespace: str) -> bool:
 
 
 def crowd(count: int) -> list[dict[str, Any]]:
-    """Jobs that wait for a profile, and large ones whose pods no node takes."""
-    nowhere = {"nodeSelector": {"there": "is-none"}}
+    """Jobs that wait for a profile, and large ones whose pods are refused."""
     samples = {"samples": {"prompts": [PROMPT] * 12, "everySteps": 5}}
     bad = [make_manifest(f"bad-{number}", profile="there-is-none") for number in range(count // 2)]
-    return bad + [
-        make_manifest(f"huge-{number}", scheduling=nowhere, evaluation=samples) for number in range(count // 2)
-    ]
+    return bad + [make_manifest(f"huge-{number}", evaluation=samples) for number in range(count // 2)]
 
 
-def test_a_hundred_bad_or_huge_jobs_hold_up_nobody_elses(start, cluster, neighbour) -> None:
-    alone = until_it_has_a_job(start(name="alone"))
+def test_a_hundred_bad_or_huge_jobs_hold_up_nobody_elses(start, cluster) -> None:
     items = {"kind": "List", "apiVersion": "v1", "items": crowd(100)}
-    cluster.kubectl("create", "-n", neighbour, "-f", "-", input=json.dumps(items))
-    among = until_it_has_a_job(start(name="among"))
-    cluster.kubectl("delete", "ftj", "--all", "-n", neighbour, "--wait=false")
-    assert among < alone + 3.0, (alone, among)
+    with new_namespace(cluster) as crowded:
+        cluster.kubectl("create", "quota", "none", "--hard=pods=0", "-n", crowded)  # they are to be read, not run
+        cluster.kubectl("create", "-n", crowded, "-f", "-", input=json.dumps(items))
+        waited = until_it_has_a_job(start(name="among"))
+        cluster.kubectl("delete", "ftj", "--all", "-n", crowded, "--wait=false")
+    assert waited < 15.0
 
 
 def until_it_has_a_job(job: RunningJob) -> float:

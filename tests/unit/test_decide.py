@@ -13,9 +13,12 @@ from finetune_contract.exit_codes import FAILURES, ExitCode, FailureClass
 from finetune_contract.measures import Measure
 from finetune_contract.outcome import TerminationMessage
 from finetune_operator.api.status import FineTuneJobStatus, Restarts
+from finetune_operator.api.views import View
+from finetune_operator.policy.decide import decide
 from finetune_operator.policy.plan import ChildRequest
 from tests.support.builders import (
     NOW,
+    SETTINGS,
     Story,
     ended_pod,
     failed_child,
@@ -555,6 +558,15 @@ def test_a_profile_that_is_missing_or_refuses_has_the_job_wait_with_the_reason(s
 def test_a_profile_lets_a_job_run_as_a_service_account(profile) -> None:
     story = Story(make_spec(scheduling={"serviceAccountName": "robot"}), make_profile(**profile))
     assert story.sees().create is not None
+
+
+def test_where_profiles_are_no_must_a_job_that_names_none_runs_without_one() -> None:
+    view = View(job=make_job(), profiles=(make_profile("a", default=False),))
+    plan = decide(view, NOW, replace(SETTINGS, require_profile=False))
+    assert plan.create is not None
+    assert plan.status is not None
+    assert plan.status.resolved is not None
+    assert plan.status.resolved.profile is None
 
 
 def test_a_job_goes_on_by_itself_once_its_profile_is_there() -> None:

@@ -43,6 +43,8 @@ class PolicySettings:
     """Image of the trainer where neither job nor profile names one."""
     progress_seconds: float = 5.0
     """Least time between two writes that only carry progress."""
+    require_profile: bool = True
+    """Whether a job needs an applicable profile as soon as there is any."""
 
 
 def decide(view: View, now: datetime, settings: PolicySettings) -> Plan:
@@ -52,13 +54,18 @@ def decide(view: View, now: datetime, settings: PolicySettings) -> Plan:
     ended = is_terminal(view.job.status)
     if ended and not rerun.may_be_wanted(view):
         return cleanup.after_end(view, now)
-    effective = effective_spec(view.job, view.profiles, settings.default_image)
+    effective = _effective(view, settings)
     if rerun.is_wanted(view, effective):
         view = rerun.forget_run(view)
-        effective = effective_spec(view.job, view.profiles, settings.default_image)
+        effective = _effective(view, settings)
     elif ended:
         return replace(cleanup.after_end(view, now), status=_seen(view, now))
     return _go_on(view, effective, now=now, settings=settings)
+
+
+def _effective(view: View, settings: PolicySettings) -> Effective | Problem:
+    image, required = settings.default_image, settings.require_profile
+    return effective_spec(view.job, view.profiles, image, profile_required=required)
 
 
 def _seen(view: View, now: datetime) -> FineTuneJobStatus | None:

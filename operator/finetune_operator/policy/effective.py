@@ -55,9 +55,11 @@ class Effective:
         return self.spec.resources.nodes * self.spec.resources.gpus
 
 
-def effective_spec(job: JobView, profiles: tuple[ProfileView, ...], default_image: str | None) -> Effective | Problem:
+def effective_spec(
+    job: JobView, profiles: tuple[ProfileView, ...], default_image: str | None, *, profile_required: bool = True
+) -> Effective | Problem:
     """Return what to run, or what stands in its way."""
-    profile = _snapshot(job) if job.status.resolved else _choose(job, profiles)
+    profile = _snapshot(job) if job.status.resolved else _choose(job, profiles, required=profile_required)
     if isinstance(profile, Problem):
         return profile
     merged = laid_over(_applicable(profile.spec.defaults or {}, job.spec), job.spec) if profile else job.spec
@@ -142,7 +144,7 @@ def _snapshot(job: JobView) -> ProfileView | Problem | None:
     return ProfileView(name=kept.name, generation=kept.generation, is_default=False, spec=spec)
 
 
-def _choose(job: JobView, profiles: tuple[ProfileView, ...]) -> ProfileView | Problem | None:
+def _choose(job: JobView, profiles: tuple[ProfileView, ...], *, required: bool) -> ProfileView | Problem | None:
     name = job.spec.get("profile")
     if name:
         found = next((profile for profile in profiles if profile.name == name), None)
@@ -157,7 +159,7 @@ def _choose(job: JobView, profiles: tuple[ProfileView, ...]) -> ProfileView | Pr
         )
     if defaults:
         return next(profile for profile in profiles if profile.is_default)
-    if profiles:
+    if profiles and required:
         names = ", ".join(sorted(profile.name for profile in profiles))
         return Problem(Reason.PROFILE_REQUIRED, f"no profile is the default: name one in spec.profile ({names})")
     return None

@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from dev.cluster.node.addresses import LOOPBACK, Addresses
+from dev.cluster.node.addresses import LOOPBACK, Addresses, reached
 from dev.cluster.node.agent import Agent
 from dev.cluster.node.client import Client
 from dev.cluster.node.config import Config
 from dev.cluster.node.context import Machine
 from dev.cluster.node.faults import Faults
+from dev.cluster.node.forward import forward
 from dev.cluster.node.hosts import Hosts
 from dev.cluster.node.images import Images
 from dev.cluster.node.podman import Podman
@@ -31,8 +32,10 @@ async def serve(config: Config) -> None:
     tls = ssl.create_default_context(cafile=config.ca_file)
     connector = aiohttp.TCPConnector(ssl=tls, limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
-        hosts = Hosts(Client(session, server=config.server, token=config.proxy_token))
-        agents = _agents(session, config, hosts=hosts)
+        addresses = Addresses()
+        api_server = await _api_server(config, addresses)
+        hosts = Hosts(Client(session, server=config.server, token=config.proxy_token), api_server=api_server)
+        agents = _agents(session, config, hosts=hosts, addresses=addresses)
         await Server(agents, config).start()
         async with asyncio.TaskGroup() as group:
             group.create_task(hosts.run())
@@ -51,8 +54,17 @@ async def _try_sandbox(config: Config) -> None:
         sys.exit(1)
 
 
-def _agents(session: aiohttp.ClientSession, config: Config, *, hosts: Hosts) -> list[Agent]:
-    machine, addresses = _machine(config), Addresses()
+async def _api_server(config: Config, addresses: Addresses) -> str:
+    """Return the address of kubernetes.default.svc: one of its own where its port can be had."""
+    if not config.podman:
+        return LOOPBACK
+    address = reached(addresses.take())
+    await forward(address, 443, to=urlsplit(config.server).port or 443)
+    return address
+
+
+def _agents(session: aiohttp.ClientSession, config: Config, *, hosts: Hosts, addresses: Addresses) -> list[Agent]:
+    machine = _machine(config)
     return [
         Agent(
             Host(

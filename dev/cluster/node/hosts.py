@@ -30,8 +30,9 @@ class Subject:
 class Hosts:
     """All hosts files of this machine's pods."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, *, api_server: str = LOOPBACK) -> None:
+        """`api_server` is where kubernetes.default.svc is reached."""
+        self._client, self._api_server = client, api_server
         self._slices: dict[str, Manifest] = {}
         self._files: dict[Path, Subject] = {}
 
@@ -59,7 +60,7 @@ class Hosts:
             self._write(path, subject)
 
     def _write(self, path: Path, subject: Subject) -> None:
-        text = hosts_file(subject, list(self._slices.values()))
+        text = hosts_file(subject, list(self._slices.values()), api_server=self._api_server)
         # In place: containers have this very file mounted, not its name.
         if not path.exists() or path.read_text() != text:
             with path.open("r+" if path.exists() else "w") as file:
@@ -67,11 +68,11 @@ class Hosts:
                 file.truncate()
 
 
-def hosts_file(subject: Subject, slices: list[Manifest]) -> str:
+def hosts_file(subject: Subject, slices: list[Manifest], *, api_server: str = LOOPBACK) -> str:
     """Return the text of a pod's hosts file."""
     lines = [f"{LOOPBACK} localhost", "::1 localhost ip6-localhost ip6-loopback"]
     lines.append(f"{reached(subject.address)} {' '.join(_own_names(subject))}")
-    lines.append(f"{LOOPBACK} kubernetes.default.svc kubernetes.default.{DOMAIN} kubernetes.default kubernetes")
+    lines.append(f"{api_server} kubernetes.default.svc kubernetes.default.{DOMAIN} kubernetes.default kubernetes")
     lines += [f"{alias['ip']} {' '.join(alias.get('hostnames', []))}" for alias in subject.aliases]
     for found in slices:
         lines += _slice_lines(found, namespace=subject.namespace)

@@ -88,8 +88,10 @@ class PodWorker:
 
     def update(self, pod: Manifest) -> None:
         """Take note of how the pod is now."""
-        # Inside, addresses are told as they work, not as the API shows them.
-        inside = {"podIP": reached(self._address), "hostIP": LOOPBACK_NODE}
+        # Inside, addresses are told as they work, not as the API shows them; but the operator, which only an image has
+        # run in a pod here, publishes its own for others.
+        address = self._address if self._host.machine.podman else reached(self._address)
+        inside = {"podIP": address, "hostIP": LOOPBACK_NODE}
         self.context.pod = {**pod, "status": {**pod.get("status", {}), **inside}}
         if "deletionTimestamp" in pod["metadata"]:
             self._deleted.set()

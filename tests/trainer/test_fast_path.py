@@ -100,6 +100,14 @@ def test_every_adapter_has_the_gradient_of_transformers_and_peft(family: str) ->
     assert_same(model, FastPath(model, compiled=False))
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "mixtral"])
+def test_every_weight_of_a_model_that_is_trained_whole_has_its_gradient(family: str) -> None:
+    model = make_model(family, FAMILIES[family], attn_implementation="sdpa").float().train()
+    model.config.use_cache = False
+
+    assert_same(model, FastPath(model, compiled=False))
+
+
 @pytest.mark.parametrize(
     ("lora", "gated", "slow"),
     [

@@ -72,6 +72,8 @@ def test_two_processes_give_what_one_gives(together: tuple[Outcome, int, str], a
     assert outcome.losses == pytest.approx(alone.losses, abs=TOLERANCE), log
     assert outcome.held_out_losses == pytest.approx(alone.held_out_losses, abs=TOLERANCE)
     assert outcome.evaluation["tuned"]["exactMatch"] == alone.evaluation["tuned"]["exactMatch"]
+    tokens = alone.evaluation["training"]["trainedTokens"]
+    assert outcome.evaluation["training"]["trainedTokens"] == pytest.approx(tokens, rel=0.05)  # fillers have two each
     manifest = Manifest.model_validate_json((outcome.run / paths.MANIFEST).read_bytes())
     assert set(manifest.artifacts) == {"adapter", "merged"}
 

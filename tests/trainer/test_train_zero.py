@@ -65,6 +65,14 @@ def as_with_large_models(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
+def on_the_fast_path(folder: Path) -> dict[str, str]:
+    """Return variables with which processes take it on a CPU."""
+    (folder / "sitecustomize.py").write_text(
+        "from finetune_trainer import fast_choice\n\nfast_choice._worth_it = lambda: True\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
 def assert_same(outcome: Outcome, expected: Outcome) -> None:
     assert outcome.losses == pytest.approx(expected.losses, abs=TOLERANCE)
     assert outcome.held_out_losses == pytest.approx(expected.held_out_losses, abs=TOLERANCE)
@@ -81,6 +89,16 @@ def test_the_merged_weights_are_whole(shared: Outcome, alone: Outcome) -> None:
     file = f"{paths.MERGED}/model.safetensors"
     expected = weights(alone, file)
     torch.testing.assert_close(weights(shared, file), expected, atol=2e-3, rtol=0)
+
+
+def test_flat_micro_batches_on_gradients_that_are_shared_out(tmp_path: Path, alone: Outcome) -> None:
+    """Their number follows from the tokens: the processes have not always as many for a step."""
+    fast = completed(make(tmp_path, stage=2, processes=2, micro_batch_size=1), **on_the_fast_path(tmp_path))
+
+    assert fast.evaluation["training"]["computedBy"].startswith("fast path: 2 decoder layers")
+    assert_same(fast, alone)
+    tokens = alone.evaluation["training"]["trainedTokens"]
+    assert fast.evaluation["training"]["trainedTokens"] == pytest.approx(tokens, rel=0.02)  # fillers have two each
 
 
 @pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "all")])

@@ -10,7 +10,7 @@ Counted tensor by tensor, a token and a layer, as Korthikanti et al. 2022 (secti
   has one for each token of its sequence.
 - The loss is taken by TRL's fused head, tile by tile: full logits never exist.
 
-On the trainer's fast path (a GPU, adapters; `finetune_trainer.fast.path`) compiled layers keep less: `count_fast`.
+On the trainer's fast path (a GPU; `finetune_trainer.fast.path`) compiled layers keep less: `count_fast`.
 """
 
 from __future__ import annotations
@@ -90,21 +90,23 @@ def count_fast(shape: ModelShape, method: Method, *, size: int, tokens: int) -> 
     """Return the bytes of a flat micro-batch of so many tokens on the fast path.
 
     A layer keeps the inputs of its norms and of its linear layers once, queries, keys, values and the result of
-    attention, and of a gated MLP gate and up. At 8B and 8,192 or 16,384 tokens that is within 2 % of what was
-    measured on an H200: 112 KB a token and layer (docs/adr/0018-the-fast-path.md).
+    attention, and of a gated MLP gate and up; where it is trained whole, what it multiplies of both as well. At 8B
+    and 8,192 or 16,384 tokens that is within 2 % of what was measured on an H200: 112 KB a token and layer
+    (docs/adr/0018-the-fast-path.md), 141 KB of the whole model (0019-full-fine-tuning-on-the-fast-path.md).
     """
-    hidden, wide = shape.hidden, _width(shape) * (2 if shape.gated else 1)
+    full = method is Method.FULL
+    hidden, wide = shape.hidden, _width(shape) * ((2 + full) if shape.gated else 1)
     heads = (3 if shape.normed_heads else 2) * (shape.query + shape.key_value)
     layer = (shape.norms + 2) * hidden + heads + wide + (0 if shape.gated else _width(shape))
     dequantised = size * hidden * shape.intermediate if method is Method.QLORA else 0
-    chunk = size * min(tokens * shape.vocab, CHUNK)
+    chunk, head = size * min(tokens * shape.vocab, CHUNK), size * shape.vocab * hidden * full
     return Activations(
         layer=size * tokens * layer,
         boundary=size * tokens * hidden,
         final=tokens * hidden * (size + FLOAT),
-        loss=chunk + 2 * size * tokens * hidden + dequantised,
-        loss_backward=3 * size * tokens * hidden + dequantised,
-        head_gradient=0,
+        loss=chunk + 2 * size * tokens * hidden + dequantised + head,
+        loss_backward=3 * size * tokens * hidden + dequantised + head,
+        head_gradient=head * shape.tied,
         buffers=size * tokens * (3 * _width(shape) + 2 * hidden) + dequantised,
     )
 

@@ -31,11 +31,14 @@ def usual_rate(spec: TuningSpec) -> tuple[float, str]:
 
 
 def takes_fast_path(spec: TuningSpec, precision: Precision, *, gpus: int) -> bool:
-    """Whether the trainer computes steps on its fast path, as far as the job and not its model decides that."""
+    """Whether the trainer computes steps on its fast path, as far as job and GPU, not its model, decide that.
+
+    What the GPUs share decides as well (`sharing.keeps_fast_path`).
+    """
     lora = spec.lora or Lora()
-    adapters = spec.method is not Method.FULL and spec.objective is Objective.SFT
     plain = lora.dropout == 0 and not (lora.dora or lora.modules_to_save or spec.model.new_tokens)
-    return bool(gpus) and adapters and plain and precision is Precision.BFLOAT16
+    plain |= spec.method is Method.FULL
+    return bool(gpus) and spec.objective is Objective.SFT and plain and precision is Precision.BFLOAT16
 
 
 def sides(spec: TuningSpec) -> int:

@@ -72,7 +72,7 @@ class Tuning:
     sharing: Sharing = ALONE
     """What the GPUs share out."""
     fast: bool = False
-    """Whether the trainer computes steps on its fast path, as it does of adapters on a GPU, if the model has one."""
+    """Whether the trainer computes steps on its fast path, as it does on a GPU, if the model has one."""
 
 
 def estimate(shape: ModelShape, tuning: Tuning, *, gpu_bytes: int | None = None) -> Estimate:

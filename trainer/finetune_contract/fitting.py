@@ -14,7 +14,7 @@ from finetune_contract.estimate import Tuning, estimate
 from finetune_contract.prepared import Estimate
 from finetune_contract.run_config import Device
 from finetune_contract.shape import ModelShape
-from finetune_contract.sharing import Sharing, sharings
+from finetune_contract.sharing import Sharing, keeps_fast_path, sharings
 from finetune_contract.spec import Objective, TuningSpec
 
 CPU_TOKENS = 4096
@@ -45,7 +45,7 @@ def fitting(
             micro_batch=size,
             recompute=again,
             sharing=sharing,
-            fast=tuning.fast and not sharing.zero_stage,
+            fast=tuning.fast and keeps_fast_path(tuning.method, sharing),
             packing=(size > 1 and sparse) if given is None else given,
         )
         for again, sharing, size in _order(spec, tuning, device)

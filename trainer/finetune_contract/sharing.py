@@ -14,6 +14,8 @@ BUCKET = 100_000_000
 """Numbers that are sent at one time: enough to be fast, 0.2 GB a buffer in 16 bits."""
 LIVE = 100_000_000
 """Weights that stage 3 gathers ahead, and keeps for a layer that comes again soon."""
+SHARED_GRADIENTS = PARTITIONED_WEIGHTS - 1
+"""The stage that shares out all but the weights."""
 LOWEST = {Offload.NONE: 0, Offload.OPTIMIZER: 2, Offload.ALL: PARTITIONED_WEIGHTS}
 """The stage from which on it can be offloaded."""
 
@@ -29,6 +31,15 @@ class Sharing:
 
 ALONE = Sharing()
 """Every GPU holds all that it needs."""
+
+
+def keeps_fast_path(method: Method, sharing: Sharing) -> bool:
+    """Whether the trainer's fast path computes passes with it: adapters' where nothing is shared out, those of a model
+    that is trained whole where optimizer and gradients are, so that its weights are there in the computing precision.
+    """
+    if method is not Method.FULL:
+        return not sharing.zero_stage
+    return sharing.zero_stage == SHARED_GRADIENTS and sharing.offload is Offload.NONE
 
 
 def sharings(spec: TuningSpec, device: Device) -> list[Sharing]:

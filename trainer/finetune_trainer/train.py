@@ -42,7 +42,7 @@ from finetune_trainer.outputs.results import completed_run
 from finetune_trainer.outputs.summary import Training
 from finetune_trainer.parallel.distributed import FETCHING, stop_if_told, world
 from finetune_trainer.parallel.watchdog import WATCHDOG
-from finetune_trainer.parallel.zero import loading, sharing_settings
+from finetune_trainer.parallel.zero import loading, one_batch_a_step, sharing_settings
 from finetune_trainer.preemption import PREEMPTION
 from finetune_trainer.preference.loop import PreferenceLoop
 from finetune_trainer.preference.loss import Preference
@@ -159,6 +159,8 @@ def _get_ready(run: Run) -> tuple[Loop, Measured]:
     kind = partial(PreferenceLoop, preference=preference) if preference else Loop
     share = resolved.batch_size // world().size
     fast = fast_path(model, run.config.spec, resolved, run.data.train, work=run.folder.parent)
+    if fast and sharing:
+        sharing = one_batch_a_step(sharing, share=share)
 
     def make(plan: Plan) -> Loop:
         micro_batch, recompute = plan.micro_batch, plan.recompute and fast is None

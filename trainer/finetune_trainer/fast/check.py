@@ -19,6 +19,8 @@ from finetune_trainer.logs import log
 from finetune_trainer.model.build import computing
 
 EXAMPLES, TOKENS = 3, 96
+MOST = 1 << 20
+"""Numbers of one tensor that are compared: all of an adapter's."""
 LOSS, GRADIENT = 0.02, 0.15
 """Relative differences that are still those of number formats: gradients of a deep model in bfloat16 with random
 weights, whose layers amplify any rounding, are the worst."""
@@ -78,4 +80,10 @@ def _plain_pass(model: Any, rows: Sequence[Row], precision: Precision) -> _Found
 
 def gradients(model: Any) -> torch.Tensor:
     """Return all gradients in one row."""
-    return torch.cat([one.grad.float().flatten() for one in model.parameters() if one.grad is not None])
+    return in_a_row([one.grad for one in model.parameters() if one.grad is not None])
+
+
+def in_a_row(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return tensors in one row, of large ones a part: those of a whole model would not fit beside it."""
+    flat = [one.flatten() for one in tensors]
+    return torch.cat([one[:: -(-len(one) // MOST)].float() for one in flat])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune_contract.prepared import Resolved
+from finetune_contract.sharing import Sharing, keeps_fast_path
 from finetune_contract.spec import Method, Objective, Precision, TuningSpec
 from finetune_trainer.data.dataset import Row
 from finetune_trainer.failures import is_accelerator_out_of_memory
@@ -25,7 +26,7 @@ _COMPILED = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"
 
 
 def fast_path(model: Any, spec: TuningSpec, resolved: Resolved, rows: Sequence[Row], *, work: Path) -> FastPath | None:
-    """Return the fast path of a model with adapters, tried on its first examples; None if the plain one is taken."""
+    """Return the fast path of a model, tried on its first examples; None if the plain one is taken."""
     if not _worth_it():
         return None
     found = _unasked(spec, resolved) or _try(model, resolved, rows, work=work)
@@ -43,12 +44,12 @@ def _worth_it() -> bool:
 
 def _unasked(spec: TuningSpec, resolved: Resolved) -> str | None:
     """Return why the job has none, whatever its model."""
-    if spec.method is Method.FULL:
-        return "all weights are trained"
+    sharing = Sharing(resolved.zero_stage, resolved.offload, world().size)
+    if not keeps_fast_path(spec.method, sharing):
+        whole = "all weights are trained, and not held whole in the computing precision"
+        return whole if spec.method is Method.FULL else "the GPUs share the model's state"
     if spec.objective is not Objective.SFT:
         return f"the objective is {spec.objective}"
-    if resolved.zero_stage:
-        return "the GPUs share the model's state"
     if device().type == "cuda" and resolved.precision is not Precision.BFLOAT16:  # what the kernels compute in
         return f"the precision is {resolved.precision}"
     return None

@@ -116,6 +116,11 @@ def _example(row: Row) -> _Example:
     return np.asarray(row["input_ids"], dtype=np.int64), np.append(labels[1:], IGNORED)
 
 
+def filler() -> MicroBatch:
+    """Return a small micro-batch of no examples, on which no loss is taken."""
+    return replace(_flat([(np.zeros(MULTIPLE, np.int64), np.full(MULTIPLE, IGNORED))], 0), examples=0)
+
+
 def flatten(rows: Sequence[Row], *, pad_token_id: int) -> MicroBatch:
     """Return examples as one flat sequence."""
     return _flat([_example(row) for row in rows], pad_token_id)

@@ -1,5 +1,7 @@
 """The fast path: how training passes are computed on a GPU, whatever decoder transformers and PEFT have built.
 
+With adapters, or of a model that is trained whole: then its head gets a gradient, too.
+
 It is there while a pass runs, and nowhere else: the model's objects take on other classes, the decoder layers are
 called through `torch.compile`, attention goes to the kernels for documents. Before and after, everything is as PEFT
 left it, so that measuring, generating, saving and loading know nothing of it.
@@ -26,6 +28,7 @@ from finetune_trainer.fast.kernels.layout import Layout, laid_out
 from finetune_trainer.fast.kernels.loss import counted_loss, head_of
 from finetune_trainer.fast.layers import fast_gated_mlp, fast_linear, is_lora, taken_on
 from finetune_trainer.fast.micro_batches import MicroBatch
+from finetune_trainer.model.adapters import has_adapters
 
 GRAPHS = 64
 """Graphs that one piece of code may have: kinds of decoder layers, with a fixed and a variable number of tokens."""
@@ -44,7 +47,7 @@ class FastPath:
         attention.register()
         self.recompute = False
         """Whether each layer's activations are computed again in the backward pass."""
-        self._model, self._causal = model, model.get_base_model()
+        self._model, self._causal = model, causal_of(model)
         self._backbone = self._causal.base_model
         self._layers = decoder_layers(self._backbone)
         self._classes, self.slow_linears = _linear_classes(self._backbone)
@@ -53,7 +56,9 @@ class FastPath:
         self._classes |= gated
         head = self._causal.get_output_embeddings()
         text = self._causal.config.get_text_config()
-        self._head = head_of(text, head.weight.detach(), getattr(head, "bias", None))
+        # A trained weight is held as it is: sharing out puts it elsewhere in memory.
+        weight = head.weight if head.weight.requires_grad else head.weight.detach()
+        self._head = head_of(text, weight, getattr(head, "bias", None))
         self.compiled = compiled
         """Whether the decoder layers are; where they cannot be, whoever finds out says no."""
         self._compiled = _compiled(self._layers) if compiled else []
@@ -65,6 +70,11 @@ class FastPath:
         fast = f"{len(self._layers)} decoder layers, {linears} layers with LoRA, {self.gated_mlps} fused gated MLPs"
         slow = f"; {self.slow_linears} layers with LoRA as PEFT computes them" if self.slow_linears else ""
         return fast + slow + ("" if self.compiled or not self._compiled else "; decoder layers not compiled")
+
+    @property
+    def sample(self) -> list[torch.Tensor]:
+        """What is trained of the first layer, whose gradients come through all others."""
+        return [one for one in self._layers[0].parameters() if one.requires_grad]
 
     def prepare_attention(self, *, tokens: int, length: int) -> None:
         """Settle the kernels for documents of one length on this card."""
@@ -117,11 +127,17 @@ def flat(micro_batch: MicroBatch) -> Iterator[None]:
         yield
 
 
+def causal_of(model: Any) -> Any:
+    """Return the model that transformers has made, which PEFT may have wrapped."""
+    return model.get_base_model() if has_adapters(model) else model
+
+
 def why_not(model: Any) -> str | None:
     """Return why the model as a whole has no fast path; None if it has one."""
-    causal = model.get_base_model()
+    causal, whole = causal_of(model), not has_adapters(model)
     text, head = causal.config.get_text_config(), causal.get_output_embeddings()
-    others = [name for name, one in model.named_parameters() if one.requires_grad and not _is_of_lora(name)]
+    trained = [name for name, one in model.named_parameters() if one.requires_grad]
+    others = [] if whole else [name for name in trained if not _is_of_lora(name)]
     kinds = set(getattr(text, "layer_types", None) or ()) - _KINDS_OF_ATTENTION
     reasons = {
         f"weights beside the adapters are trained: {next(iter(others), '')}": others,
@@ -129,6 +145,7 @@ def why_not(model: Any) -> str | None:
         "its attention cannot be exchanged": not getattr(causal, "_supports_attention_backend", False),
         "its attention caps scores": getattr(text, "attn_logit_softcapping", None),
         "its output head is not a plain linear layer": not _is_plain_head(head),
+        "its output head's bias is trained": whole and getattr(head, "bias", None) is not None,
         "its decoder layers are not in one list": decoder_layers(causal.base_model) is None,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer.fast.micro_batches import MicroBatch
+from finetune_trainer.fast.micro_batches import MicroBatch, filler
 from finetune_trainer.logs import log
 from finetune_trainer.parallel.distributed import world
 from finetune_trainer.parallel.zero import ZeroTrainer
@@ -68,9 +68,10 @@ class FlatTrainer(ZeroTrainer):
             return found
         model.train()
         total = torch.zeros((), device=self.args.device)
-        last = len(inputs["micro_batches"]) - 1
+        micro_batches = self._as_many_everywhere(inputs["micro_batches"])
+        last = len(micro_batches) - 1
         with self.fast.running():
-            for number, one in enumerate(inputs["micro_batches"]):
+            for number, one in enumerate(micro_batches):
                 with self._synchronised(model, number == last):
                     total += self._pass(model, one.to(self.args.device), num_items_in_batch)
                 self._fetcher.start()  # while the GPU is busy with what was just launched
@@ -84,20 +85,30 @@ class FlatTrainer(ZeroTrainer):
         batches = self._fetcher.take(epoch_iterator, num_batches)
         return batches, self._get_num_items_in_batch(batches, device)
 
-    def _pass(self, model: Any, micro_batch: MicroBatch, counted: Any) -> torch.Tensor:
+    def _pass(self, model: Any, micro_batch: MicroBatch, counted: Any, *, factor: float = 1.0) -> torch.Tensor:
         from finetune_trainer.fast.path import flat
 
         self._passed += micro_batch.tokens
         with self.compute_loss_context_manager(), flat(micro_batch):
             # The ranks' gradients are averaged.
             loss = model(micro_batch=micro_batch) * world().size / torch.as_tensor(counted).clamp(min=1)
-            self.accelerator.backward(loss)
+            self.accelerator.backward(factor * loss)
         found: torch.Tensor = loss.detach()
         return found
 
     def _synchronised(self, model: Any, last: bool) -> AbstractContextManager[Any]:
-        """Exchange gradients with the last pass alone."""
+        """Exchange gradients with the last pass alone; where they are shared out, step with the last alone."""
+        if self.shares_state:
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            return nullcontext()
         return nullcontext() if last else self.accelerator.no_sync(model)
+
+    def _as_many_everywhere(self, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
+        """Return the passes of a step: with shared gradients each is made by all ranks."""
+        if not self.shares_state:
+            return micro_batches
+        missing = world().worst(len(micro_batches)) - len(micro_batches)
+        return [filler()] * missing + micro_batches
 
     def try_pass(self, batch: dict[str, Any], counted: Any) -> Any:
         """Pass a batch forward and backward, for its memory; what a compiler cannot make right is not compiled.
@@ -105,31 +116,66 @@ class FlatTrainer(ZeroTrainer):
         The same batch passes without a compiler, too, which recomputes then, so that it needs no more memory.
         """
         if self.fast is None or not self.fast.compiled:
-            return super().try_pass(batch, counted)
+            return self._pass_once(batch, counted)
         try:
-            loss = super().try_pass(batch, counted)
-            if (wrong := self._miscompiled(batch, counted)) is None:
-                return loss
+            loss = self._pass_once(batch, counted)
+            wrong = self._miscompiled(batch, counted)
         except torch._dynamo.exc.TorchDynamoException as error:
             wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-        log.warning("the decoder layers are not compiled: %s", wrong)
+        if not self._on_a_rank(wrong is not None):
+            return loss
+        log.warning("the decoder layers are not compiled: %s", wrong or "another process has found a reason")
         self.fast.compiled = False
         self.model.zero_grad(set_to_none=True)
-        return super().try_pass(batch, counted)
+        return self._pass_once(batch, counted)
+
+    def _on_a_rank(self, found: bool) -> bool:
+        """Whether a rank has found it; each decides for itself where it passes without the others."""
+        return world().any(found) if self.shares_state else found
+
+    def _pass_once(self, batch: dict[str, Any], counted: Any) -> Any:
+        if self.fast is None or not self.shares_state:
+            return super().try_pass(batch, counted)
+        total = torch.zeros((), device=self.args.device)
+        self.accelerator.gradient_state._set_sync_gradients(False)
+        try:
+            with self.fast.running():
+                for one in batch["micro_batches"]:  # zeros do not change the engine's sums of gradients
+                    total += self._pass(self._wrapped, one.to(self.args.device), counted, factor=0.0)
+        finally:
+            self.accelerator.gradient_state._set_sync_gradients(True)
+        return total
 
     def _miscompiled(self, batch: dict[str, Any], counted: Any) -> str | None:
-        """Return how the gradients that are there differ from those without a compiler; None if they do not."""
-        from finetune_trainer.fast.check import GRADIENT, gradients
+        """Return how the gradients of the pass before differ from those without a compiler; None if they do not."""
+        from finetune_trainer.fast.check import GRADIENT
 
         assert self.fast is not None  # noqa: S101
-        found = gradients(self.model)
+        found = self._gradients(batch)
         self.model.zero_grad(set_to_none=True)
         with self.fast.plainly():
-            super().try_pass(batch, counted)
-        expected = gradients(self.model)
+            if not self.shares_state:
+                super().try_pass(batch, counted)
+            expected = self._gradients(batch)
         apart = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
         log.info("compiled gradients differ by %.1f%%", 100 * apart)
         return None if apart <= GRADIENT else f"compiled gradients differ by {apart:.0%}"
+
+    def _gradients(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the gradients that a pass has left; of what the engine has taken away some, by a pass around it."""
+        from finetune_trainer.fast.check import gradients, in_a_row
+        from finetune_trainer.fast.path import flat
+
+        if not self.shares_state:
+            return gradients(self.model)
+        assert self.fast is not None  # noqa: S101
+        found: list[torch.Tensor] = []
+        with self.fast.running():
+            for one in batch["micro_batches"]:
+                micro_batch = one.to(self.args.device)
+                with self.compute_loss_context_manager(), flat(micro_batch):
+                    found += torch.autograd.grad(self.model(micro_batch=micro_batch), self.fast.sample)
+        return in_a_row(found)
 
     def forget_steps(self) -> None:
         """Drop what was counted of passes that were no steps, too."""

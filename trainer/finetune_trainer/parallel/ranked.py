@@ -23,6 +23,8 @@ class RankedTrainer(SFTTrainer):  # type: ignore[misc]  # untyped
         ranks, micro_batch = world().size, self.args.per_device_train_batch_size
         if ranks == 1:
             return
+        # In an epoch's last step accelerate would leave out what it takes twice there: here is nothing such.
+        self.accelerator.gather_for_metrics = lambda value, *_, **__: self.accelerator.gather(value)
         self._order = EvenOrder(examples, multiple=micro_batch * ranks, seed=self.args.data_seed)
         batch_size = micro_batch * ranks * self.args.gradient_accumulation_steps
         self.add_callback(TellEpoch(self._order, steps_per_epoch=math.ceil(examples / batch_size)))

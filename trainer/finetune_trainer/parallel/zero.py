@@ -59,6 +59,11 @@ def sharing_settings(config: RunConfig, resolved: Resolved, *, micro_batch: int)
     return laid_over(_settings(config, resolved, micro_batch=micro_batch), own_config(config.spec, resolved))
 
 
+def one_batch_a_step(settings: dict[str, Any], *, share: int) -> dict[str, Any]:
+    """Return the configuration where Trainer sees a step of one batch, of so many examples a process, and cuts it."""
+    return settings | {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": share}
+
+
 def _settings(config: RunConfig, resolved: Resolved, *, micro_batch: int) -> dict[str, Any]:
     bfloat16 = resolved.precision is Precision.BFLOAT16
     return {

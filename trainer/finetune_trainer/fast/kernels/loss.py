@@ -1,8 +1,8 @@
 """The loss on the tokens that count, and the gradient of their hidden states, without the logits of a whole batch.
 
 Both come from one pass over the vocabulary: the softmax's gradient takes the logits' place in memory, a chunk of tokens
-at a time, and is multiplied with the head at once. The head is frozen, so that the backward pass has nothing left to
-compute; TRL's fused head computes every logit a second time there.
+at a time, and is multiplied with the head at once; where the head is trained, with the hidden states as well. The
+backward pass has nothing left to compute; TRL's fused head computes every logit a second time there.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ LOGITS = 1 << 29
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A frozen output head: logits are cap * tanh(scale * (h W^T + bias) / cap)."""
+    """An output head: logits are cap * tanh(scale * (h W^T + bias) / cap)."""
 
     weight: torch.Tensor
-    """(vocabulary, hidden)"""
+    """(vocabulary, hidden); it gets a gradient if it asks for one, and the bias none."""
     bias: torch.Tensor | None = None
     scale: float = 1.0
     cap: float | None = None
@@ -31,31 +31,39 @@ class CountedLoss(torch.autograd.Function):
     """The sum of the losses of tokens, in float32, from their hidden states (tokens, hidden) and targets (tokens,)."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
-        """Compute loss and gradient."""
+    def forward(
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, head: Head
+    ) -> torch.Tensor:
+        """Compute loss and gradients; `weight` is the head's."""
         gradient = torch.empty_like(hidden)
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[2] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         size = max(LOGITS // head.weight.shape[0], 1)
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            logits = torch.nn.functional.linear(hidden[part], head.weight, head.bias)
+            logits = torch.nn.functional.linear(hidden[part], weight, head.bias)
             total += _losses_and_gradient(logits, targets[part], head).sum()
-            torch.mm(logits, head.weight, out=gradient[part])
+            torch.mm(logits, weight, out=gradient[part])
+            if of_weight is not None:
+                of_weight.addmm_(logits.T, hidden[part])
             del logits  # the next chunk's would lie beside them
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient, of_weight)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         """Scale what the forward pass found."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad.to(gradient.dtype), None, None
+        gradient, of_weight = ctx.saved_tensors
+        scale = grad.to(gradient.dtype)
+        return gradient * scale, None, None if of_weight is None else of_weight.mul_(scale), None
 
 
 def counted_loss(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
     """Return the sum of the losses; what lies between may be computed in another number format than the head's."""
     with torch.autocast(hidden.device.type, enabled=False):
-        found: torch.Tensor = CountedLoss.apply(hidden.to(head.weight.dtype), targets, head)  # type: ignore[no-untyped-call]
+        found: torch.Tensor = CountedLoss.apply(  # type: ignore[no-untyped-call]
+            hidden.to(head.weight.dtype), targets, head.weight, head
+        )
     return found
 
 

@@ -81,6 +81,14 @@ def completed(case: Case, **variables: str) -> Outcome:
     return outcome_of(case)
 
 
+def on_the_fast_path(folder: Path) -> dict[str, str]:
+    """Return variables with which processes take it on a CPU."""
+    (folder / "sitecustomize.py").write_text(
+        "from finetune_trainer import fast_choice\n\nfast_choice._worth_it = lambda: True\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
 def preempted(case: Case, *, once: str) -> None:
     """Drain the node of one of two pods once a line is in the log: the others learn it from the first process."""
     with trainer(case) as process:

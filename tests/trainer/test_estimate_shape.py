@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from finetune_contract.deepspeed_spec import Offload
 from finetune_contract.estimate import GIB, Tuning, adapter_parameters, estimate
 from finetune_contract.shape import ModelShape, UnknownShapeError
+from finetune_contract.sharing import Sharing, keeps_fast_path
 from finetune_contract.spec import Lora, Method, Optimizer, Precision, Quantization
 from finetune_trainer.model.adapters import attach, targets_of
 from finetune_trainer.model.vocabulary import grow_embeddings
@@ -218,6 +220,27 @@ def test_real_peaks_are_met() -> None:
     assert len(measured) >= 28
     for setting, found in measured:
         assert 0.95 <= predicted(setting) / found["peak"] <= 1.10, setting
+
+
+def test_a_whole_model_on_the_fast_path_takes_what_it_took_on_two_gpus() -> None:
+    found = estimate(LLAMA_8B, tuning(Method.FULL, micro_batch=4, fast=True, sharing=Sharing(2, Offload.NONE, 2)))
+
+    assert found.per_gpu_bytes - found.breakdown["runtime"] == pytest.approx(120.67e9, rel=0.01)  # benchmarks/results
+
+
+@pytest.mark.parametrize(
+    ("method", "sharing", "keeps"),
+    [
+        pytest.param(Method.LORA, Sharing(0, ranks=2), True, id="adapters, nothing shared"),
+        pytest.param(Method.QLORA, Sharing(3, ranks=2), False, id="adapters, weights shared"),
+        pytest.param(Method.FULL, Sharing(0), False, id="whole, in float32"),
+        pytest.param(Method.FULL, Sharing(2, ranks=2), True, id="whole, gradients shared"),
+        pytest.param(Method.FULL, Sharing(2, Offload.OPTIMIZER, 2), False, id="whole, offloaded"),
+        pytest.param(Method.FULL, Sharing(3, ranks=2), False, id="whole, weights shared"),
+    ],
+)
+def test_what_is_shared_decides_on_the_fast_path(method: Method, sharing: Sharing, keeps: bool) -> None:
+    assert keeps_fast_path(method, sharing) is keeps
 
 
 def test_what_every_decoder_has_must_be_there() -> None:

@@ -19,6 +19,7 @@ from tests.support.processes import (
     completed,
     finished,
     last_word,
+    on_the_fast_path,
     outcome_of,
     preempted,
     read_until,
@@ -76,6 +77,15 @@ def test_two_processes_give_what_one_gives(together: tuple[Outcome, int, str], a
     assert outcome.evaluation["training"]["trainedTokens"] == pytest.approx(tokens, rel=0.05)  # fillers have two each
     manifest = Manifest.model_validate_json((outcome.run / paths.MANIFEST).read_bytes())
     assert set(manifest.artifacts) == {"adapter", "merged"}
+
+
+def test_two_processes_on_the_fast_path_give_what_one_gives_without(tmp_path: Path, alone: Outcome) -> None:
+    case = two_ranks(make_case(tmp_path, spec=SPEC, **SETTINGS))
+    fast = completed(case, **on_the_fast_path(tmp_path))
+
+    assert fast.evaluation["training"]["computedBy"].startswith("fast path: 2 decoder layers, 14 layers with LoRA")
+    assert fast.losses == pytest.approx(alone.losses, abs=5e-5)
+    assert fast.held_out_losses == pytest.approx(alone.held_out_losses, abs=5e-5)
 
 
 @pytest.mark.parametrize("name", ["base", "tuned"])

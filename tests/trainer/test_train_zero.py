@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from finetune_contract import paths
 from tests.support.prepared import Case
-from tests.support.processes import completed, preempted, with_processes
+from tests.support.processes import completed, on_the_fast_path, preempted, with_processes
 from tests.support.training import THIRD_PARTY, Outcome, make_case, train
 
 pytestmark = THIRD_PARTY
@@ -62,14 +62,6 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def as_with_large_models(folder: Path) -> dict[str, str]:
     """Return variables with which stage 3 gathers some layers' weights at a time, not all of a tiny model's."""
     (folder / "sitecustomize.py").write_text("from finetune_contract import sharing\n\nsharing.LIVE = 3000\n")
-    return {"PYTHONPATH": str(folder)}
-
-
-def on_the_fast_path(folder: Path) -> dict[str, str]:
-    """Return variables with which processes take it on a CPU."""
-    (folder / "sitecustomize.py").write_text(
-        "from finetune_trainer import fast_choice\n\nfast_choice._worth_it = lambda: True\n"
-    )
     return {"PYTHONPATH": str(folder)}
 
 

@@ -112,7 +112,7 @@ def _on_the_way_to_host(tensor: torch.Tensor) -> torch.Tensor:
 def _mark() -> torch.cuda.Event | None:
     if not torch.cuda.is_available():
         return None
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return event
 

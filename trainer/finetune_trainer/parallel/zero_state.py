@@ -5,15 +5,13 @@ DeepSpeed's own checkpoint is one pickle a process, and only as many processes c
 and each moment. That is what is written here at once, as safetensors: any stage and any number of processes go on from
 it, and reading it runs no code.
 
-The processes of the first node share the writing, each with a thread that writes while the next tensors are gathered:
-one that wrote by itself would keep all others waiting. All read all, and each keeps its share.
+The processes of the first node share the writing; all read all, and each keeps its share.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from finetune_trainer.parallel.distributed import FETCHING, world
 
 PATTERN = "zero-*.safetensors"
 FILE_BYTES = 1 << 30
-"""A file is written when it holds as much: no process has to hold more than two of them in memory."""
+"""A file is written when it holds as much: no process has to hold the whole state in memory."""
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _STEP = "step"
@@ -50,7 +48,7 @@ def save(engine: Any, folder: Path) -> None:
             if writer and place % writers == world().rank:
                 writer.add(f"{kind}.{name}", whole)
     if writer:
-        writer.close()
+        writer.flush()
     world().barrier(limit=FETCHING)
 
 
@@ -68,61 +66,26 @@ def load(engine: Any, folder: Path) -> None:
 
 
 class _Writer:
-    """Collects tensors and writes them in files of about a gigabyte, each while the next is collected."""
+    """Collects tensors and writes them in files of about a gigabyte."""
 
     def __init__(self, folder: Path, *, step: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._metadata = folder, {_STEP: str(step)}
         self._held: dict[str, torch.Tensor] = {}
         self._files = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="zero")
-        self._writing: Future[None] | None = None
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        self._held[name] = _on_the_way_to_host(tensor)
+        self._held[name] = tensor.cpu()
         if sum(held.nbytes for held in self._held.values()) >= FILE_BYTES:
-            self._flush()
+            self.flush()
 
-    def close(self) -> None:
-        """Write what is left, and wait. Raises what writing has raised."""
-        with self._thread:
-            if self._held:
-                self._flush()
-            self._wait()
+    def flush(self) -> None:
+        from safetensors.torch import save_file
 
-    def _flush(self) -> None:
-        self._wait()
-        path = self._folder / PATTERN.replace("*", f"{world().rank:05d}-{self._files:05d}")
-        arrived = _mark()
-        self._writing = self._thread.submit(_write, self._held, path, self._metadata, arrived)
-        self._held, self._files = {}, self._files + 1
-
-    def _wait(self) -> None:
-        if self._writing:
-            self._writing.result()
-
-
-def _on_the_way_to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy in the node's memory, which is there when what was launched so far is done."""
-    if not tensor.is_cuda:
-        return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-
-
-def _mark() -> torch.cuda.Event | None:
-    if not torch.cuda.is_available():
-        return None
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return event
-
-
-def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str], arrived: Any) -> None:
-    from safetensors.torch import save_file
-
-    if arrived is not None:
-        arrived.synchronize()
-    save_file(tensors, path, metadata=metadata)
+        if self._held:
+            path = self._folder / PATTERN.replace("*", f"{world().rank:05d}-{self._files:05d}")
+            save_file(self._held, path, metadata=self._metadata)
+            self._held, self._files = {}, self._files + 1
 
 
 def _trained(engine: Any) -> Iterator[tuple[str, Any]]:

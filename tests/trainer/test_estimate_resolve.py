@@ -165,7 +165,7 @@ def test_the_micro_batch_is_the_largest_that_fits_before_anything_is_recomputed(
     [
         pytest.param(spec("LoRA"), gpu(80, gpus=4), 0, id="each GPU holds it all"),
         pytest.param(spec("Full"), gpu(80, gpus=8), 2, id="optimizer and gradients are shared"),
-        pytest.param(spec("Full"), gpu(40, gpus=8), 3, id="weights are shared"),
+        pytest.param(spec("Full"), gpu(32, gpus=8), 3, id="weights are shared"),
         pytest.param(spec("LoRA", batchSize=8, maxSequenceLength=512), gpu(16, gpus=8), 3, id="a base that is shared"),
         pytest.param(spec("QLoRA"), gpu(8, gpus=8), 3, id="4-bit weights, too"),
         pytest.param(spec("Full", optimizer="adamw8bit"), gpu(80, gpus=8), 0, id="an optimizer that is not"),

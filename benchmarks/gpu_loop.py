@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.estimate_bench import make_model, tokenizer
 from benchmarks.estimate_settings import SHAPES, Setting
+from benchmarks.gpu_split import split_of
 
 TOKENS_A_STEP = 32768
 LONGEST = 2048
@@ -158,36 +159,7 @@ def main() -> None:
         }), flush=True,
     )  # fmt: skip
     if profiled:
-        options.profile.write_text(split_of(profiled))
-
-
-def split_of(profiled: Any) -> str:
-    """Return where a step's time on the GPU went: by kind of kernel, and the longest kernels."""
-    found = sorted(
-        ((event.self_device_time_total / 1e3, event.count, event.key) for event in profiled.key_averages()),
-        reverse=True,
-    )
-    kinds: dict[str, float] = {}
-    for milliseconds, _, name in found:
-        kinds[kind_of(name)] = kinds.get(kind_of(name), 0.0) + milliseconds
-    lines = [json.dumps({kind: round(value, 1) for kind, value in kinds.items()}), f"sum {sum(kinds.values()):.1f} ms"]
-    return "\n".join([*lines, *(f"{ms:9.2f} ms {count:6d}x {name[:120]}" for ms, count, name in found[:45])])
-
-
-def kind_of(kernel: str) -> str:
-    """Return what a kernel is for."""
-    name = kernel.lower()
-    if "fmha" in name or "flash" in name or "cudnn" in name:
-        return "attention"
-    if "nvjet" in name or "gemm" in name or "cutlass" in name or "splitk" in name:
-        return "gemm"
-    if name in ("_walk",):
-        return "loss"
-    if name == "_dequantise" or "dequant" in name:
-        return "dequantisation"
-    if name.startswith("triton_") or name in ("_forward", "_backward"):
-        return "elementwise"
-    return "other"
+        options.profile.write_text(json.dumps(split_of(profiled), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The train stage as its container runs it, with the step meter beside its own callbacks.
+"""The train stage as its container runs it, with a meter beside its own callbacks.
 
 python -m benchmarks.metered_stage OUT
 """
@@ -16,13 +16,13 @@ from finetune_trainer.run import Run
 from finetune_trainer.training.loop import Loop
 
 
-def measure(out: Path) -> int:
-    """Run the stage; with the last step it ends. Return the exit code if it ends before."""
+def measure(meter: Any) -> int:
+    """Run the stage; with the last step the meter ends it. Return the exit code if it ends before."""
     watch_over = watchers.watch_over
 
     def watch(run: Run, loop: Loop, *rest: Any, **named: Any) -> Any:
         found = watch_over(run, loop, *rest, **named)
-        loop.add_callback(StepMeter(out))
+        loop.add_callback(meter)
         return found
 
     vars(train)["watch_over"] = watch
@@ -30,4 +30,4 @@ def measure(out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(measure(Path(sys.argv[1])))
+    sys.exit(measure(StepMeter(Path(sys.argv[1]))))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from finetune_trainer.environment import Environment
 
 # Set before anything imports a library that reads them at import time.
-_LIBRARY_DEFAULTS = {
+LIBRARY_DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -41,7 +41,7 @@ _WITHOUT_TORCH = ("prepare", "check")
 def main(arguments: list[str] | None = None) -> int:
     """Run the stage that the command line names; return its exit code."""
     options = _parser().parse_args(arguments)
-    for name, value in _LIBRARY_DEFAULTS.items():
+    for name, value in LIBRARY_DEFAULTS.items():
         os.environ.setdefault(name, value)
 
     from finetune_trainer.preemption import PREEMPTION

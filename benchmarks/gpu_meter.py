@@ -1,0 +1,80 @@
+"""What a process of `benchmarks.gpu` notes while it trains; the same for every side."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from benchmarks.gpu_split import split_of
+
+Found = dict[str, Any]
+
+
+class GpuMeter(TrainerCallback):  # type: ignore[misc]  # untyped
+    """Notes when each step is logged, which waits for its loss; after the last it writes a JSON file and ends."""
+
+    def __init__(self, out: Path, *, warm_up: int, began: float, tokens: Callable[[int, int], float] | None) -> None:
+        """`began` is when the process began, less the time that it waited for its turn.
+
+        `tokens` returns those of the steps between two; without it they stand in the log.
+        """
+        self._out, self._warm_up, self._began, self._tokens = out, warm_up, began, tokens
+        self._steps: list[Found] = []
+        self._first: float | None = None
+        self._profile: Any = None
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Begin with the peak."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Note when the first optimizer step is done."""
+        if self._first is None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self._first = time.time() - self._began
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
+        """Take a step's figures. The last step is profiled, and its time does not count."""
+        if "loss" not in logs:
+            return
+        self._steps.append({"wall": time.monotonic(), "loss": logs["loss"], "tokens": logs.get("num_tokens")})
+        if state.global_step == state.max_steps - 1 and torch.cuda.is_available():
+            self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+            self._profile.start()
+        if state.global_step >= state.max_steps:
+            self._finish()
+
+    def _finish(self) -> None:
+        split: Found = {}
+        if self._profile:
+            torch.cuda.synchronize()
+            self._profile.stop()
+            split = split_of(self._profile)
+        self._out.write_text(json.dumps({**self._figures(), "split_ms": split}))
+        os._exit(0)
+
+    def _figures(self) -> Found:
+        begin, end = self._warm_up - 1, len(self._steps) - 2  # the last was profiled
+        seconds = [later["wall"] - one["wall"] for one, later in pairwise(self._steps[begin : end + 1])]
+        done = self._tokens or (lambda first, last: self._steps[last]["tokens"] - self._steps[first]["tokens"])
+        on_gpu = torch.cuda.is_available()
+        return {
+            "tokens_per_second": round(done(begin, end) / sum(seconds), 1),
+            "seconds_a_step": [round(one, 3) for one in seconds],
+            "repeats": len(seconds),
+            "spread": round((max(seconds) - min(seconds)) / statistics.median(seconds), 4),
+            "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if on_gpu else None,
+            "start_s": round(self._first or 0.0, 1),
+            "losses": [round(one["loss"], 4) for one in self._steps],
+        }

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from finetune_contract.spec import Lora
-from finetune_trainer.fast.kernels import attention_backends, attention_choice, gated_mlp, loss, nf4
+from finetune_trainer.fast.kernels import attention_backends, attention_choice, gated_mlp, grouped, loss, nf4
 from finetune_trainer.fast.kernels.layout import Layout
 from finetune_trainer.fast.micro_batches import MicroBatch, StepCollator
 from finetune_trainer.fast.path import FastPath, flat
@@ -90,6 +90,8 @@ def cases() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         yield f"kernel nf4, nested {nested}", partial(nf4_equals_bitsandbytes, nested=nested)
     for activation in gated_mlp.ACTIVATIONS:
         yield f"kernel gated {activation}", partial(gated_is_right, activation)
+        yield f"kernel gated {activation}, many tokens", partial(gated_is_right, activation, tokens=32768)
+    yield "kernel grouped", grouped_is_right
     for cap in (None, 30.0):
         yield f"kernel loss, cap {cap}", partial(loss_is_right, cap)
     for window, width in ((0, 128), (48, 128), (0, 256), (48, 256)):
@@ -131,9 +133,9 @@ def nf4_equals_bitsandbytes(*, nested: bool) -> dict[str, Any]:
     return {"right": equal, "ms": round(ours, 4), "ms_bitsandbytes": round(theirs, 4)}
 
 
-def gated_is_right(activation: str) -> dict[str, Any]:
+def gated_is_right(activation: str, tokens: int = 192) -> dict[str, Any]:
     """Compare the operation in bfloat16 with autograd in float32, on the same numbers."""
-    tokens, hidden, width, rank = 192, 256, 512, 16
+    hidden, width, rank = 256, 512, 16
     x, gate, up, down = (
         _random(tokens, hidden),
         *(_random(width, hidden, scale=0.06, seed=n) for n in (1, 2)),
@@ -166,6 +168,49 @@ def _gated_formula(x: torch.Tensor, weights: Any, low: Any, activation: str, gra
     inner = gated_mlp.act(first, activation) * second
     out = inner @ down.t() + inner @ a_down.t() @ b_down.t()
     return [out.detach(), *torch.autograd.grad(out, inputs, grad.bfloat16().float())]
+
+
+def grouped_is_right() -> dict[str, Any]:
+    """Compare queries, keys and values in bfloat16 with autograd in float32, dense and in 4 bits."""
+    import bitsandbytes.functional as bnb
+
+    hidden, rank, rows = 256, 16, (256, 64, 64)
+    x, grad = _random(192, hidden).bfloat16(), _random(192, sum(rows), seed=9).bfloat16()
+    dense = [_random(one, hidden, scale=0.06, seed=n).bfloat16() for n, one in enumerate(rows)]
+    low = [
+        _random(3 * rank, hidden, scale=0.06),
+        *(_random(one, rank, scale=0.2, seed=n) for n, one in enumerate(rows)),
+    ]
+    low = [one.bfloat16() for one in low]
+    result: dict[str, Any] = {"right": True}
+    for name in ("dense", "nf4"):
+        weights, exact = [[one] for one in dense], dense
+        if name == "nf4":
+            weights, exact = [], []
+            for one in dense:
+                packed, state = bnb.quantize_4bit(one, quant_type="nf4", compress_statistics=True)
+                packed.quant_state = state
+                weights.append(nf4.parts(packed) or [])
+                exact.append(bnb.dequantize_4bit(packed, state))
+        errors = _grouped_errors(x, weights, exact, low, grad)
+        result[name] = [round(one, 4) for one in errors]
+        result["right"] &= max(errors) < 0.02
+    return result
+
+
+def _grouped_errors(
+    x: torch.Tensor, weights: list[nf4.Parts], dense: list[torch.Tensor], low: list[torch.Tensor], grad: torch.Tensor
+) -> list[float]:
+    mine = [one.detach().clone().requires_grad_() for one in (x, *low)]
+    flat = [part for each in weights for part in each]
+    out, _ = grouped.grouped(mine[0], flat, [len(each) for each in weights], mine[1], mine[2:])
+    found = [out.detach(), *torch.autograd.grad(out, mine, grad)]
+    h, a, *b = (one.float().requires_grad_() for one in (x, *low))
+    ranks = [one.shape[1] for one in b]
+    parts = zip(dense, torch.split(a, ranks), b, strict=True)
+    plain = torch.cat([h @ weight.float().t() + h @ first.t() @ second.t() for weight, first, second in parts], 1)
+    exact = [plain.detach(), *torch.autograd.grad(plain, [h, a, *b], grad.float())]
+    return [_error(one, other) for one, other in zip(found, exact, strict=True)]
 
 
 def loss_is_right(cap: float | None) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Data:
 
 
 FIXED = Data("fixed 2048", TOKENS_A_STEP // LENGTH, LENGTH)
-INSTRUCTIONS = Data("instructions", TOKENS_A_STEP // MEAN, LENGTH, instructions=True)
+INSTRUCTIONS = Data("instructions", 112, LENGTH, instructions=True)
 SMOKE = Data("smoke", 4, 64)
 
 
@@ -98,7 +98,7 @@ def _long(tokens: int) -> Case:
 CASES = (
     Case("8B bf16", "llama-8b", "bf16", FIXED, (_OURS, _SMALL, _LARGE, _GUIDE)),
     Case("8B NF4", "llama-8b", "nf4", FIXED, (_OURS, _LARGE, _SMALL, _GUIDE)),
-    Case("8B NF4 instructions", "llama-8b", "nf4", INSTRUCTIONS, (_OURS, _PACKED, Side(TRL, 9, checkpointing=True))),
+    Case("8B NF4 instructions", "llama-8b", "nf4", INSTRUCTIONS, (_OURS, _PACKED, Side(TRL, 8, checkpointing=True))),
     Case("8B bf16 instructions", "llama-8b", "bf16", INSTRUCTIONS, (_OURS, _PACKED)),
     Case("Qwen 3 8B NF4", "qwen3-8b", "nf4", FIXED, (_OURS, _LARGE, _SMALL, _GUIDE)),
     Case("1B bf16", "llama-1b", "bf16", FIXED, (_OURS, _LARGE, _GUIDE)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 
 from finetune_trainer.fast.kernels import gated_mlp, loss, nf4, triton_gated, triton_loss, triton_nf4
@@ -15,7 +17,8 @@ def gated() -> None:
     gate, up, inner = (torch.randn(TOKENS, WIDTH) for _ in range(3))
     low, back, a_down = torch.randn(TOKENS, 2 * RANK), torch.randn(TOKENS, RANK), 0.1 * torch.randn(RANK, WIDTH)
     b_gate, b_up = (0.1 * torch.randn(WIDTH, RANK) for _ in range(2))
-    for kind, name in enumerate(gated_mlp.ACTIVATIONS):
+    for (kind, name), walking in product(enumerate(gated_mlp.ACTIVATIONS), (False, True)):
+        triton_gated.walks = lambda *_, walking=walking: walking
         _same(
             triton_gated.forward(gate, up, low, b_gate, b_up, kind),
             gated_mlp._forward(gate, up, low, b_gate, b_up, name),

@@ -1,8 +1,8 @@
 """PEFT's layers as the fast path computes them. Each is a class of its own that a layer's object takes on and off again
 (`fast.FastPath`), with the parameters and buffers that it has: what PEFT saves, loads and merges is not touched.
 
-Plain operations, so that a compiler fuses what it can: x W^T + (x A^T) B^T, the adapters cast from float32 where they
-are used. A hand-written backward pass was slower: the compiler could not look into it.
+Plain operations, so that a compiler fuses what it can: x W^T + (x A^T) B^T, with the copies of the adapters that
+`fast_copies` makes. A hand-written backward pass of one layer was slower: the compiler could not look into it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from torch.nn.functional import linear, pad
 
+from finetune_trainer.fast.copies import ADAPTER, LOW, copied
 from finetune_trainer.fast.kernels.gated_mlp import ACTIVATIONS, RANKS, TILE_WIDTH, act, gated_mlp
 from finetune_trainer.fast.kernels.nf4 import Parts
 
-ADAPTER = "default"
 PARTS = "_nf4_parts"
 """Where a layer in NF4 holds the tensors of its weight."""
 _SAME = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -43,10 +43,8 @@ def is_plain_lora(layer: Any) -> bool:
 
 def low_rank(layer: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return the adapter's part, in the number format of the base layer's."""
-    low = linear(layer.lora_dropout[ADAPTER](x.to(dtype)), layer.lora_A[ADAPTER].weight.to(dtype))
-    if layer.scaling[ADAPTER] != 1:
-        low = low * layer.scaling[ADAPTER]
-    return linear(low, layer.lora_B[ADAPTER].weight.to(dtype))
+    a, b = layer.__dict__[LOW]
+    return linear(linear(layer.lora_dropout[ADAPTER](x.to(dtype)), a), b)
 
 
 class FastLinear(Linear):  # type: ignore[misc]  # untyped
@@ -66,7 +64,10 @@ def fast_linear(layer: Any) -> type | None:
         from finetune_trainer.fast.layers_4bit import fast_linear_4bit
 
         return fast_linear_4bit(layer)
-    return FastLinear if is_plain_lora(layer) and type(layer) is Linear else None
+    if not is_plain_lora(layer) or type(layer) is not Linear:
+        return None
+    copied(layer, dtype_of(layer))
+    return FastLinear
 
 
 class _Gated:
@@ -83,8 +84,7 @@ class _Gated:
         """Return down(act(gate(x)) * up(x))."""
         gate, up, down = self._fast_weights
         (a_gate, b_gate), (a_up, b_up), (a_down, b_down) = (
-            _matrices(layer, _dtype(self.gate_proj), self._fast_rank)
-            for layer in (self.gate_proj, self.up_proj, self.down_proj)
+            _matrices(layer, self._fast_rank) for layer in (self.gate_proj, self.up_proj, self.down_proj)
         )
         out, *_ = gated_mlp(
             x.to(a_gate.dtype).flatten(0, -2), gate, up, down,
@@ -112,7 +112,7 @@ def fast_gated_mlp(module: Any) -> type | None:
     if rank is None or (width % TILE_WIDTH and _weight(layers[0]).is_cuda):
         return None
     module.__dict__.update(
-        _fast_activation=activation, _fast_weights=tuple(_frozen(layer) for layer in layers), _fast_rank=rank
+        _fast_activation=activation, _fast_weights=tuple(frozen(layer) for layer in layers), _fast_rank=rank
     )
     kind = type(module)
     fast = _gated_classes.setdefault(kind, type(f"Fast{kind.__name__}", (_Gated, kind), {}))
@@ -120,7 +120,7 @@ def fast_gated_mlp(module: Any) -> type | None:
 
 
 def _can_be_gated(layer: Any) -> bool:
-    if not is_plain_lora(layer) or fast_linear(layer) is None:
+    if not is_plain_lora(layer) or LOW not in layer.__dict__:
         return False
     if not isinstance(layer.lora_dropout[ADAPTER], nn.Identity):
         return False
@@ -133,24 +133,24 @@ def _weight(layer: Any) -> torch.Tensor:
     return found
 
 
-def _frozen(layer: Any) -> Parts:
+def frozen(layer: Any) -> Parts:
+    """Return the weight of a layer with LoRA."""
     return layer.__dict__.get(PARTS) or [_weight(layer).detach()]
 
 
-def _dtype(layer: Any) -> torch.dtype:
+def dtype_of(layer: Any) -> torch.dtype:
+    """Return the number format that a layer with LoRA computes in."""
     found: torch.dtype = getattr(layer.base_layer, "compute_dtype", layer.base_layer.weight.dtype)
     return found
 
 
-def _matrices(layer: Any, dtype: torch.dtype, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return A (rank, inputs) and B (outputs, rank), the scale in B, padded to the rank that the kernels hold."""
-    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-    if layer.scaling[ADAPTER] != 1:
-        b = b * layer.scaling[ADAPTER]
+def _matrices(layer: Any, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the copies of A (rank, inputs) and B (outputs, rank), padded to the rank that the kernels hold."""
+    a, b = layer.__dict__[LOW]
     missing = rank - a.shape[0]
     if missing:
         a, b = pad(a, (0, 0, 0, missing)), pad(b, (0, missing))
-    return a.to(dtype), b.to(dtype)
+    return a, b
 
 
 def _activation(function: Any) -> str | None:
@@ -167,7 +167,7 @@ def _activation(function: Any) -> str | None:
 
 @torch.no_grad()
 def _computes_the_same(module: Any, fast: type) -> bool:
-    weight, dtype = _weight(module.gate_proj), _dtype(module.gate_proj)
+    weight, dtype = _weight(module.gate_proj), dtype_of(module.gate_proj)
     hidden = module.gate_proj.get_base_layer().in_features
     random = torch.Generator(weight.device).manual_seed(0)
     x = torch.randn(1, 64, hidden, generator=random, device=weight.device, dtype=dtype)

@@ -8,8 +8,9 @@ import bitsandbytes
 import torch
 from peft.tuners.lora.bnb import Linear4bit
 
+from finetune_trainer.fast.copies import copied
 from finetune_trainer.fast.kernels.nf4 import frozen_linear, parts
-from finetune_trainer.fast.layers import PARTS, is_lora, is_plain_lora, low_rank
+from finetune_trainer.fast.layers import PARTS, dtype_of, is_lora, is_plain_lora, low_rank
 
 
 class FastLinear4bit(Linear4bit):  # type: ignore[misc]  # untyped
@@ -45,4 +46,6 @@ def fast_linear_4bit(layer: Any) -> type | None:
     if found is None or type(layer) is not kind or (is_lora(layer) and not is_plain_lora(layer)):
         return None
     layer.__dict__[PARTS] = found
+    if is_lora(layer):
+        copied(layer, dtype_of(layer))
     return FastLinear4bit if is_lora(layer) else FastFrozen4bit

@@ -23,10 +23,12 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from finetune_trainer.fast.copies import Copies
+from finetune_trainer.fast.groups import group_layers
 from finetune_trainer.fast.kernels import attention, attention_choice
 from finetune_trainer.fast.kernels.layout import Layout, laid_out
 from finetune_trainer.fast.kernels.loss import counted_loss, head_of
-from finetune_trainer.fast.layers import fast_gated_mlp, fast_linear, is_lora, taken_on
+from finetune_trainer.fast.layers import dtype_of, fast_gated_mlp, fast_linear, frozen, is_lora, taken_on
 from finetune_trainer.fast.micro_batches import MicroBatch
 from finetune_trainer.model.adapters import has_adapters
 
@@ -54,6 +56,9 @@ class FastPath:
         gated = _gated_classes(self._backbone)
         self.gated_mlps = len(gated)
         self._classes |= gated
+        grouped = _grouped_classes(self._backbone, self._classes)
+        self._classes |= grouped
+        self._copies = Copies(module for module in self._classes if is_lora(module))
         head = self._causal.get_output_embeddings()
         text = self._causal.config.get_text_config()
         # A trained weight is held as it is: sharing out puts it elsewhere in memory.
@@ -91,6 +96,7 @@ class FastPath:
         """Have the model compute micro-batches inside: `model(micro_batch=...)` returns the sum of their losses."""
         calls = self._compiled if compiled and self.compiled else [layer._call_impl for layer in self._layers]
         with ExitStack() as stack:
+            stack.enter_context(self._copies.lent())
             stack.enter_context(taken_on(self._classes))
             stack.enter_context(_set(self._causal, "forward", self._forward))
             stack.enter_context(_attention_of(self._causal.config.get_text_config(), attention.NAME))
@@ -115,6 +121,7 @@ class FastPath:
 
     def _forward(self, *, micro_batch: MicroBatch, **_: Any) -> torch.Tensor:
         """Stand in for the causal model's forward."""
+        self._copies.collect()  # what the pass before has left
         out = self._backbone(input_ids=micro_batch.input_ids, position_ids=micro_batch.position_ids, use_cache=False)
         hidden = out.last_hidden_state[0].index_select(0, micro_batch.counted)
         return counted_loss(hidden, micro_batch.targets, self._head)
@@ -176,6 +183,13 @@ def _linear_classes(backbone: Any) -> tuple[dict[Any, type], int]:
 
 def _gated_classes(backbone: Any) -> dict[Any, type]:
     return {module: fast for module in backbone.modules() if (fast := fast_gated_mlp(module))}
+
+
+def _grouped_classes(backbone: Any, fast: dict[Any, type]) -> dict[Any, type]:
+    found: dict[Any, type] = {}
+    for module in backbone.modules():
+        found |= group_layers(module, fast, weights=frozen, dtype=dtype_of)
+    return found
 
 
 def _compiled(layers: Any) -> list[Callable[..., Any]]:

@@ -100,8 +100,7 @@ def gated_mlp_backward(
     (hidden, width), rank = (x.shape[-1], b_gate.shape[0]), b_gate.shape[1]
     back = grad @ b_down
     inner = grad @ matrix(down, hidden, width, x.dtype)  # its gradient, without LoRA's part; the kernel puts it itself
-    gated, raised = _backward(gated, raised, low, b_gate, b_up, inner, back, a_down, activation)
-    low_back = torch.cat((gated @ b_gate, raised @ b_up), dim=1)
+    gated, raised, low_back = _backward(gated, raised, low, b_gate, b_up, inner, back, a_down, activation)
     grad_x = gated @ matrix(gate, width, hidden, x.dtype)
     grad_x.addmm_(raised, matrix(up, width, hidden, x.dtype))
     grad_x.addmm_(low_back, a)
@@ -170,8 +169,8 @@ def _backward(
     back: torch.Tensor,
     a_down: torch.Tensor,
     activation: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradients of gate and up; `inner`, the gradient of their product, becomes the product itself."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of gate and up, and of `low`; `inner`, that of their product, becomes the product itself."""
     if gated.is_cuda:
         from finetune_trainer.fast.kernels.triton_gated import backward
 
@@ -181,7 +180,8 @@ def _backward(
     grad = inner + back @ a_down
     value = act(gate, activation)
     inner.copy_(value * up)
-    return grad * up * _slope(gate, activation), grad * value
+    grad_gate, grad_up = grad * up * _slope(gate, activation), grad * value
+    return grad_gate, grad_up, torch.cat((grad_gate @ b_gate, grad_up @ b_up), dim=1)
 
 
 def act(x: torch.Tensor, activation: str) -> torch.Tensor:

@@ -207,8 +207,8 @@ def _grouped_errors(
     found = [out.detach(), *torch.autograd.grad(out, mine, grad)]
     h, a, *b = (one.float().requires_grad_() for one in (x, *low))
     ranks = [one.shape[1] for one in b]
-    parts = zip(dense, torch.split(a, ranks), b, strict=True)
-    plain = torch.cat([h @ weight.float().t() + h @ first.t() @ second.t() for weight, first, second in parts], 1)
+    layers = zip(dense, torch.split(a, ranks), b, strict=True)
+    plain = torch.cat([h @ weight.float().t() + h @ first.t() @ second.t() for weight, first, second in layers], 1)
     exact = [plain.detach(), *torch.autograd.grad(plain, [h, a, *b], grad.float())]
     return [_error(one, other) for one, other in zip(found, exact, strict=True)]
 

@@ -47,7 +47,7 @@ def kind_of(kernel: str) -> str:
         return "attention"
     if any(part in name for part in ("nvjet", "gemm", "cutlass", "splitk", "cublas")):
         return "GEMM"
-    if any(part in name for part in ("_walk", "cross_entropy", "cce", "_softmax")):
+    if name == "_walk" or any(part in name for part in ("cross_entropy", "cce", "_softmax")):
         return "loss"
     if "dequant" in name:
         return "dequantisation"

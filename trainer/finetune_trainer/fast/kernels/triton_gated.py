@@ -16,7 +16,7 @@ import triton.language as tl
 from finetune_trainer.fast.kernels.gated_mlp import TILE_TOKENS, TILE_WIDTH
 
 _WARPS = 4
-_WALK_TOKENS, _WALK_WIDTH, _WALK_STAGES = 64, 64, 2
+_WALK_TOKENS, _WALK_WIDTH, _WALK_STAGES = 64, 64, 3
 _SILU, _GELU_TANH = tl.constexpr(0), tl.constexpr(1)
 
 

@@ -11,7 +11,7 @@ from benchmarks.ranks.cases import OURS, SCALES, SPEED, Case
 
 def main() -> None:
     """Measure."""
-    from finetune_trainer.__main__ import _LIBRARY_DEFAULTS
+    from finetune_trainer.__main__ import LIBRARY_DEFAULTS
 
     case, scale, folder = Case.from_json(sys.argv[1]), SCALES[sys.argv[2]], Path(sys.argv[3])
     if case.side != OURS:
@@ -19,7 +19,7 @@ def main() -> None:
 
         plain.measure_speed(case, scale, folder=folder)
         return
-    for name, value in _LIBRARY_DEFAULTS.items():
+    for name, value in LIBRARY_DEFAULTS.items():
         os.environ.setdefault(name, value)
     from finetune_trainer.logs import logging_to_stderr
     from finetune_trainer.parallel.distributed import join

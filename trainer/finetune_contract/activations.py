@@ -90,13 +90,14 @@ def count_fast(shape: ModelShape, method: Method, *, size: int, tokens: int) -> 
     """Return the bytes of a flat micro-batch of so many tokens on the fast path.
 
     A layer keeps the inputs of its norms and of its linear layers once, queries, keys, values and the result of
-    attention, and of a gated MLP gate and up; where it is trained whole, what it multiplies of both as well. At 8B
-    and 8,192 or 16,384 tokens that is within 2 % of what was measured on an H200: 112 KB a token and layer
-    (docs/adr/0018-the-fast-path.md), 141 KB of the whole model (0019-full-fine-tuning-on-the-fast-path.md).
+    attention, and of a gated MLP gate and up; where it is trained whole, what it multiplies of both as well. With
+    adapters the values, which attention keeps, are a part of one result and keep the queries and keys before their
+    rotation, too. At 8B and 8,192 or 16,384 tokens that is within 2 % of what was measured on an H200: 122 KB a token
+    and layer (docs/adr/0018-the-fast-path.md), 141 KB of the whole model (0019-full-fine-tuning-on-the-fast-path.md).
     """
     full = method is Method.FULL
     hidden, wide = shape.hidden, _width(shape) * ((2 + full) if shape.gated else 1)
-    heads = (3 if shape.normed_heads else 2) * (shape.query + shape.key_value)
+    heads = (2 if full and not shape.normed_heads else 3) * (shape.query + shape.key_value)
     layer = (shape.norms + 2) * hidden + heads + wide + (0 if shape.gated else _width(shape))
     dequantised = size * hidden * shape.intermediate if method is Method.QLORA else 0
     chunk, head = size * min(tokens * shape.vocab, CHUNK), size * shape.vocab * hidden * full

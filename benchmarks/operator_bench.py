@@ -2,10 +2,13 @@
 
     python -m benchmarks.operator_bench [--jobs 500] [--steady 100]
 
-A real control plane without a node, so that only control planes work; the shipped manifests and rights. Measured from
-the request that creates a FineTuneJob to the moment its batch Job is seen by a watch: at 5 jobs a second, and for a
-burst. Beside the burst the same batch Jobs are created directly by the same client, which is the most that the API
-server and its controllers give on this machine. The last line is one JSON object.
+A real control plane with one node that takes pods and never starts them, so that only control planes work; the shipped
+manifests and rights; the training pod prepares, so that one batch Job a FineTuneJob is all, as with others. Measured
+from the request that creates a FineTuneJob to the moment its batch Job is seen by a watch: at 5 jobs a second, and for
+a burst. Beside the burst the same batch Jobs are created directly by the same client, which is the most that the API
+server and its controllers give on this machine. Then jobs live from beginning to end, and their writes are counted.
+
+`benchmarks.operator_peers` measures others in the same way. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -13,26 +16,24 @@ from __future__ import annotations
 import argparse
 import collections
 import copy
-import http.client
 import json
-import os
-import re
-import ssl
 import tempfile
 import threading
 import time
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
+from benchmarks.measuring import Api, Body, cpu_ms, quantile, rss_mb, writes
+from benchmarks.pretended import PretendedNode, PretendedPods
 from dev.cluster.local import LocalCluster
 from dev.operator import NAMESPACE, LocalOperator
-from finetune_operator.api.constants import GROUP, JOB_PLURAL, LABEL_JOB, VERSION
+from finetune_operator.api.constants import GROUP, JOB_PLURAL, VERSION
+from tests.support.builders import prepared_message, trained_message
 
-Body = dict[str, Any]
 RATE = 5.0
 SETTLE_SECONDS = 8.0
 WAIT_SECONDS = 300.0
-_UNCOUNTED = {"leases", "subjectaccessreviews", "tokenreviews", "selfsubjectaccessreviews"}
+LIVES = 50
+TRAINING_SECONDS = 5.0
 IN_POD: Body = {
     "apiVersion": f"{GROUP}/{VERSION}",
     "kind": "FineTuneProfile",
@@ -53,35 +54,21 @@ JOB: Body = {
 }
 
 
-class Api:
-    """One keep-alive connection to the API server, as fast as Python's standard library is."""
+@dataclass(frozen=True)
+class Work:
+    """What an operator is given."""
 
-    def __init__(self, cluster: LocalCluster) -> None:
-        credentials = cluster.control_plane.credentials("admin") if cluster.control_plane else None
-        assert credentials is not None
-        host, _, port = credentials.server.removeprefix("https://").partition(":")
-        context = ssl.create_default_context(cafile=str(credentials.ca_file))
-        self._connection = http.client.HTTPSConnection(host, int(port), context=context)
-        self._headers = {"Authorization": f"Bearer {credentials.token}"}
+    collection: str
+    """Path of its custom resources, with {} for the namespace."""
+    body: Body
+    """One of them, without its name."""
 
-    def call(self, method: str, path: str, body: Body | None = None) -> bytes:
-        """Return the answer's body."""
-        response = self.open(method, path, body)
-        return response.read()
 
-    def open(self, method: str, path: str, body: Body | None = None) -> http.client.HTTPResponse:
-        """Return the answer, its body unread."""
-        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        headers = {**self._headers, "Content-Type": kind}
-        self._connection.request(method, path, json.dumps(body) if body else None, headers)
-        response = self._connection.getresponse()
-        if response.status >= http.client.MULTIPLE_CHOICES:
-            raise RuntimeError(f"{method} {path}: {response.status} {response.read()[:300]!r}")
-        return response
+OURS = Work(FINETUNEJOBS, JOB)
 
 
 class JobWatch:
-    """When the batch Job of each FineTuneJob was first seen, by the FineTuneJob's name."""
+    """When the batch Job of each custom resource was first seen, by the resource's name: what its own begins with."""
 
     def __init__(self, cluster: LocalCluster, namespace: str) -> None:
         self.seen: dict[str, float] = {}
@@ -101,26 +88,25 @@ class JobWatch:
 
     def _read(self) -> None:
         for line in self._stream:
-            event = json.loads(line)
-            name = event["object"]["metadata"]["labels"].get(LABEL_JOB)
+            now, event = time.time(), json.loads(line)
+            name = event["object"]["metadata"]["name"].partition("-")[0]
             if event["type"] == "ADDED" and name not in self.seen:
-                self.seen[name] = time.time()
+                self.seen[name] = now
                 self.bodies.append(event["object"])
 
 
 def create(
-    cluster: LocalCluster, namespace: str, count: int, *, rate: float | None
+    cluster: LocalCluster, namespace: str, count: int, *, rate: float | None, work: Work = OURS
 ) -> tuple[list[float], float, JobWatch]:
-    """Create FineTuneJobs; return the latencies in ms, the jobs a second, and what was seen."""
-    api, watch, born = Api(cluster), JobWatch(cluster, namespace), {}
+    """Create custom resources; return the latencies in ms, the jobs a second, and what was seen."""
+    api, watch, born = Api(cluster), JobWatch(cluster, namespace), dict[str, float]()
     start = time.time()
     for number in range(count):
         if rate:
             time.sleep(max(0.0, start + number / rate - time.time()))
-        name = f"bench-{number}"
-        body = {**JOB, "metadata": {"name": name}}
+        name = f"bench{number}"
         born[name] = time.time()
-        api.call("POST", FINETUNEJOBS.format(namespace), body)
+        api.call("POST", work.collection.format(namespace), {**work.body, "metadata": {"name": name}})
     watch.wait_for(list(born))
     latencies = sorted((watch.seen[name] - time_) * 1000 for name, time_ in born.items())
     return latencies, count / (max(watch.seen.values()) - start), watch
@@ -139,46 +125,20 @@ def create_directly(cluster: LocalCluster, namespace: str, bodies: list[Body]) -
     return len(bodies) / (time.time() - start)
 
 
-def writes(cluster: LocalCluster) -> collections.Counter[str]:
-    """Return the writes that the API server has served, by verb and resource; leases and reviews left out."""
-    counted: collections.Counter[str] = collections.Counter()
-    for line in Api(cluster).call("GET", "/metrics").decode().splitlines():
-        if line.startswith("apiserver_request_total{"):
-            labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
-            if labels["verb"] in ("POST", "PUT", "PATCH", "APPLY", "DELETE") and labels["resource"] not in _UNCOUNTED:
-                counted[f"{labels['verb']} {labels['resource']}/{labels['subresource']}"] += int(
-                    float(line.rsplit(" ", 1)[1])
-                )
-    return counted
-
-
-def cpu_ms(pid: int) -> float:
-    """Return the CPU time that a process has used, in ms."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
-
-
-def rss_mb(pid: int, field: str = "VmHWM") -> float:
-    """Return the most memory that a process has held, in MB."""
-    found = re.search(rf"{field}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
-
-
-def measure(cluster: LocalCluster, operator: LocalOperator, *, jobs: int, steady: int) -> Body:
-    """Run the three measurements, one after another, each in a namespace of its own."""
+def measure(cluster: LocalCluster, work: Work, pids: tuple[int, ...], *, jobs: int, steady: int) -> Body:
+    """Run the three measurements of an operator's processes, one after another, each in a namespace of its own."""
     for namespace in ("first", "steady", "burst", "direct"):
         cluster.kubectl("create", "namespace", namespace)
-    create(cluster, "first", 5, rate=RATE)  # the watches of a new CRD take a second or two to begin
-    steady_ms, _, _ = create(cluster, "steady", steady, rate=RATE)
+    create(cluster, "first", 5, rate=RATE, work=work)  # the watches of a new CRD take a second or two to begin
+    steady_ms, _, _ = create(cluster, "steady", steady, rate=RATE, work=work)
     print(f"steady: {steady} jobs at {RATE:g} a second, p50 {quantile(steady_ms, 0.5)} ms", flush=True)
     time.sleep(SETTLE_SECONDS)
-    before, cpu = writes(cluster), cpu_ms(operator.pid)
-    burst_ms, burst_rate, watch = create(cluster, "burst", jobs, rate=None)
+    before, cpu = writes(cluster), sum(map(cpu_ms, pids))
+    burst_ms, burst_rate, watch = create(cluster, "burst", jobs, rate=None, work=work)
     print(f"burst: {jobs} jobs, {burst_rate:.1f} a second, p50 {quantile(burst_ms, 0.5)} ms", flush=True)
-    time.sleep(SETTLE_SECONDS)
-    counted, cpu = writes(cluster) - before, cpu_ms(operator.pid) - cpu
-    for what, count in sorted(counted.items()):
-        print(f"  {what:40} {count / jobs:6.2f} a job", flush=True)
+    settle(cluster)
+    counted, cpu = writes(cluster) - before, sum(map(cpu_ms, pids)) - cpu
+    show(counted, jobs)
     direct_rate = create_directly(cluster, "direct", watch.bodies)
     return {
         "jobs": jobs,
@@ -188,30 +148,74 @@ def measure(cluster: LocalCluster, operator: LocalOperator, *, jobs: int, steady
         "direct_jobs_per_s": round(direct_rate, 1),
         "api_writes_per_job": round(sum(counted.values()) / jobs, 2),
         "cpu_ms_per_job": round(cpu / jobs, 2),
-        "operator_rss_mb": round(rss_mb(operator.pid), 1),
+        "operator_rss_mb": round(sum(map(rss_mb, pids)), 1),
     }
 
 
-def quantile(ordered: list[float], share: float) -> float:
-    """Return a quantile of ordered values."""
-    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
+def settle(cluster: LocalCluster) -> None:
+    """Wait until nothing more is written: controllers lag behind a burst."""
+    last: collections.Counter[str] = collections.Counter()
+    while (now := writes(cluster)) != last:
+        last = now
+        time.sleep(SETTLE_SECONDS)
+
+
+def show(counted: collections.Counter[str], jobs: int) -> None:
+    """Print the writes a job by verb and kind, of which there is one for every tenth job at least."""
+    for what, count in sorted(counted.items()):
+        if count >= jobs / 10:
+            print(f"  {what:40} {count / jobs:6.2f} a job", flush=True)
+
+
+def live(cluster: LocalCluster, count: int) -> float:
+    """Have pretended pods bring FineTuneJobs to their end; return the writes a job, everybody's counted."""
+    cluster.kubectl("create", "namespace", "life")
+    word, after = trained_message(), TRAINING_SECONDS
+    PretendedPods(cluster, "life", prepared=prepared_message(), trained=word, after=after, are_bound=True)
+    before = writes(cluster)
+    create(cluster, "life", count, rate=RATE)
+    deadline = time.time() + WAIT_SECONDS
+    while any(phase != "Succeeded" for phase in phases(cluster, "life")):
+        if time.time() > deadline:
+            raise TimeoutError(f"jobs never ended: {collections.Counter(phases(cluster, 'life'))}")
+        time.sleep(1.0)
+    settle(cluster)
+    counted = writes(cluster) - before
+    print(f"life: {count} jobs from beginning to end, {counted.total() / count:.1f} writes a job", flush=True)
+    show(counted, count)
+    return counted.total() / count
+
+
+def phases(cluster: LocalCluster, namespace: str) -> list[str]:
+    """Return the phases of a namespace's FineTuneJobs."""
+    listed = json.loads(Api(cluster).call("GET", FINETUNEJOBS.format(namespace)))
+    return [item.get("status", {}).get("phase", "") for item in listed["items"]]
+
+
+def measure_ours(*, jobs: int, steady: int, prepare_job: bool) -> Body:
+    """Measure the operator on a control plane of its own."""
+    with tempfile.TemporaryDirectory(prefix="bench-operator-") as run_dir:
+        cluster = LocalCluster(run_dir, backend="none", with_s3=False)
+        with cluster, LocalOperator(cluster) as operator:
+            print(f"operator in {NAMESPACE}, pid {operator.pid}", flush=True)
+            PretendedNode(cluster)
+            if not prepare_job:
+                cluster.kubectl("apply", "-f", "-", input=json.dumps(IN_POD))
+            result = measure(cluster, OURS, (operator.pid,), jobs=jobs, steady=steady)
+            live(cluster, LIVES)
+    return result
 
 
 def main() -> None:
     """Measure, and print the JSON object last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=500, help="FineTuneJobs of the burst")
-    parser.add_argument("--in-pod", action="store_true", help="with a profile that has the training pod prepare")
     parser.add_argument("--steady", type=int, default=100, help=f"FineTuneJobs at {RATE:g} a second")
+    parser.add_argument(
+        "--prepare-job", action="store_true", help="have a Job of its own prepare, as without a profile"
+    )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-operator-") as run_dir:
-        cluster = LocalCluster(run_dir, backend="none", with_s3=False)
-        with cluster, LocalOperator(cluster) as operator:
-            print(f"operator in {NAMESPACE}, pid {operator.pid}", flush=True)
-            if options.in_pod:
-                cluster.kubectl("apply", "-f", "-", input=json.dumps(IN_POD))
-            result = measure(cluster, operator, jobs=options.jobs, steady=options.steady)
-    print(json.dumps(result))
+    print(json.dumps(measure_ours(jobs=options.jobs, steady=options.steady, prepare_job=options.prepare_job)))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from benchmarks.operator_bench import FINETUNEJOBS, JOB, RATE, Api, create, quantile, rss_mb, writes
+from benchmarks.measuring import Api, quantile, rss_mb, writes
+from benchmarks.operator_bench import FINETUNEJOBS, JOB, RATE, create
 from benchmarks.pretended import PretendedPods
 from dev.cluster.local import LocalCluster
 from dev.operator import LocalOperator
@@ -71,7 +72,7 @@ def finished_status(cluster: LocalCluster) -> Body:
     """Have the operator bring one job to its end; return its status."""
     cluster.kubectl("create", "namespace", "pattern")
     PretendedPods(cluster, "pattern", prepared=prepared_message(), trained=trained_message())
-    api, path = Api(cluster), f"{FINETUNEJOBS.format('pattern')}/bench-0"
+    api, path = Api(cluster), f"{FINETUNEJOBS.format('pattern')}/bench0"
     create(cluster, "pattern", 1, rate=None)
     for _ in range(300):
         status: Body = json.loads(api.call("GET", path)).get("status", {})

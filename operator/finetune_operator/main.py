@@ -227,6 +227,22 @@ def _handler(operator: Operator, kind: Kind) -> Any:
     return handle
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """kopf compares each object with what it was, whoever asks for it: four deep copies of a pod with each event.
+
+    Handlers of events, all that we have, are told the object as it is and nothing else.
+    """
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Keep nothing."""
+
+
 class _ForeverWithJitter:
     """Backoffs that never end: kopf's own list ends after 54 s of API outage, and then the process with it."""
 
@@ -247,6 +263,8 @@ def configure_kopf(settings: kopf.OperatorSettings) -> None:
     settings.networking.enforce_retry_after = True
     settings.watching.label_selectors["batch", "v1", "jobs"] = c.MANAGED_SELECTOR
     settings.watching.label_selectors["", "v1", "pods"] = c.MANAGED_SELECTOR
+    settings.persistence.diffbase_storage = _NoDiffs()
+    settings.persistence.progress_storage = kopf.MultiProgressStorage([])
     settings.queueing.idle_timeout = 1.0
     settings.queueing.error_delays = (1, 2, 5, 10, 30, 60)
     settings.queueing.exit_timeout = 5.0

@@ -101,7 +101,7 @@ class FakeGateway:
         self.calls.append(f"delete {job.name} itself")
         self.objects["FineTuneJob"].pop(job.key, None)
 
-    async def write_status(self, job: JobView, patch: Body) -> Body | None:
+    async def write_status(self, job: JobView, patch: Body) -> str | None:
         """Merge a patch into the status, locked by the resourceVersion."""
         self._maybe_fail()
         body = self.objects["FineTuneJob"].get(job.key)
@@ -111,7 +111,7 @@ class FakeGateway:
             raise ConflictError("changed")
         self.calls.append("status")
         body["status"] = _merged(body.get("status", {}), patch)
-        return self.add("FineTuneJob", body)
+        return str(self.add("FineTuneJob", body)["metadata"]["resourceVersion"])
 
     async def emit_event(self, job: JobView, event: EventRequest) -> None:
         """Record an Event."""

@@ -81,7 +81,7 @@ class WorldGateway(FakeGateway):
         self.remove("FineTuneJob", job.key)
         self._strike("fault_after")
 
-    async def write_status(self, job: JobView, patch: Body) -> Body | None:
+    async def write_status(self, job: JobView, patch: Body) -> str | None:
         """Write, with faults."""
         self._strike("fault_before")
         written = await super().write_status(job, patch)

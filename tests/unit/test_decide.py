@@ -12,8 +12,9 @@ from finetune_contract.evaluation import EvaluationSummary, GateResult, Scores
 from finetune_contract.exit_codes import FAILURES, ExitCode, FailureClass
 from finetune_contract.measures import Measure
 from finetune_contract.outcome import TerminationMessage
-from finetune_operator.api.status import FineTuneJobStatus, Restarts
+from finetune_operator.api.status import FineTuneJobStatus, JobReference, Restarts
 from finetune_operator.api.views import View
+from finetune_operator.policy import waiting
 from finetune_operator.policy.decide import decide
 from finetune_operator.policy.plan import ChildRequest
 from tests.support.builders import (
@@ -47,6 +48,33 @@ def test_a_lost_creation_is_repeated_under_the_same_name_and_writes_nothing() ->
     again = story.sees()
     assert again.create == first.create
     assert again.status is None
+
+
+def test_that_a_job_is_there_is_written_with_its_pods_first_news() -> None:
+    story = Story()
+    assert story.sees().requeue_after == waiting.PODLESS_SECONDS
+    prepare = make_child("prepare", created_at=story.now)
+    story.passes(1)
+    plan = story.sees(prepare)
+    assert (plan.status, plan.requeue_after) == (None, waiting.PODLESS_SECONDS - 1)
+    plan = story.sees(prepare, pods=(make_pod(prepare),))
+    assert plan.status is not None
+    assert plan.status.job == JobReference(name=prepare.name, uid=prepare.uid)
+
+
+@pytest.mark.parametrize(
+    ("created", "state"),
+    [
+        pytest.param(-5, {}, id="no news came"),
+        pytest.param(3600, {}, id="the API server's clock is ahead"),
+        pytest.param(0, {"deleting": True}, id="it is on its way out"),
+    ],
+)
+def test_that_a_job_is_there_is_written_alone_where_nothing_else_will_be(created: int, state: dict[str, bool]) -> None:
+    story = Story()
+    story.sees()
+    prepare = make_child("prepare", created_at=story.now + timedelta(seconds=created), **state)
+    assert story.sees(prepare).status is not None
 
 
 def test_the_whole_way_to_success() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from unittest.mock import patch
 
 import pytest
 from aiohttp import web
@@ -71,3 +74,20 @@ async def test_how_long_the_server_wants_to_be_left_alone(header: str, seconds: 
         with pytest.raises(TransientError) as refused:
             await api.get("/apis/x")
     assert refused.value.retry_after == seconds
+
+
+async def test_whoever_writes_an_object_gets_its_metadata_alone() -> None:
+    meta = {"uid": "u", "resourceVersion": "7"}
+    async with answered(text=json.dumps({"metadata": meta, "spec": {}})) as api:
+        assert (await api.create("/apis/x", {}), await api.merge("/apis/x", {})) == (meta, meta)
+    async with answered(text='{"kind": "Status"}') as api:
+        with pytest.raises(TransientError, match="no object"):
+            await api.create("/apis/x", {})
+
+
+async def test_no_thread_is_started_for_a_request() -> None:
+    async with answered(text="{}") as api:
+        await api.get("/apis/x")
+        with patch.object(asyncio.get_running_loop(), "run_in_executor", side_effect=AssertionError) as started:
+            await api.get("/apis/x")
+    started.assert_not_called()

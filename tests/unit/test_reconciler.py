@@ -392,6 +392,7 @@ async def test_a_job_whose_pods_are_refused_says_so_once_it_should_have_some(ope
     await operator.reconciler.reconcile(KEY)
     (job,) = gateway.objects["Job"].values()
     job["metadata"]["creationTimestamp"] = format_time(NOW)
+    gateway.add("Job", job)
     await operator.feed.relist(gateway)
     assert await operator.reconciler.reconcile(KEY) == waiting.PODLESS_SECONDS
     assert reason_of(gateway, "Prepared") == "PodPending"
@@ -433,6 +434,43 @@ async def test_events_are_not_asked_for_where_the_pod_tells(operator, gateway, s
     operator.now += timedelta(seconds=60)
     await operator.reconciler.reconcile(KEY)
     assert reason_of(gateway, "Prepared") != "MountFailed"
+
+
+async def test_what_a_decision_does_not_see_and_our_own_writes_are_no_news(operator, gateway) -> None:
+    await operator.queue.get()
+    operator.queue.done(KEY)
+    await operator.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    operator.feed.seen("FineTuneJob", await _only(gateway))
+    operator.feed.seen("Job", job)
+    gateway.add("Job", {**job, "status": {"active": 1}})
+    operator.feed.seen("Job", job)
+    assert operator.queue.depth() == 0
+    operator.feed.seen("Job", gateway.add("Job", {**job, "spec": {**job["spec"], "suspend": True}}))
+    assert operator.queue.depth() == 1
+
+
+async def test_what_admission_makes_of_a_new_job_is_seen(operator, gateway) -> None:
+    await operator.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    # Kueue's webhook has suspended it: the answer to our own request does not say so.
+    operator.feed.seen("Job", {**job, "spec": {**job["spec"], "suspend": True}})
+    await operator.reconciler.reconcile(KEY)
+    assert reason_of(gateway, "Prepared") == "Queued"
+
+
+async def test_a_job_that_vanishes_before_it_was_written_down_waits_for_its_pods(operator, gateway) -> None:
+    await operator.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    pod = gateway.add("Pod", _pod_of(job, phase="Running"))
+    gateway.objects["Job"].clear()
+    operator.feed.gone("Job", job["metadata"]["uid"])
+    await operator.reconciler.reconcile(KEY)
+    assert gateway.objects["Job"] == {}
+    gateway.objects["Pod"].clear()
+    operator.feed.gone("Pod", pod["metadata"]["uid"])
+    await operator.reconciler.reconcile(KEY)
+    assert len(gateway.objects["Job"]) == 1
 
 
 def reason_of(gateway: FakeGateway, kind: str) -> str:

@@ -76,18 +76,19 @@ class KubeGateway:
 
     async def create_job(self, manifest: Body) -> Body:
         """Create a batch Job."""
-        return await self._writer.post(f"/apis/batch/v1/namespaces/{manifest['metadata']['namespace']}/jobs", manifest)
+        path = f"/apis/batch/v1/namespaces/{manifest['metadata']['namespace']}/jobs"
+        return {**manifest, "metadata": await self._writer.create(path, manifest)}
 
     async def create_service(self, manifest: Body) -> None:
         """Create a Service, or find it there: its name has the job's uid in it."""
         with suppress(ConflictError):
-            await self._writer.post(f"/api/v1/namespaces/{manifest['metadata']['namespace']}/services", manifest)
+            await self._writer.create(f"/api/v1/namespaces/{manifest['metadata']['namespace']}/services", manifest)
 
     async def create_pod_group(self, manifest: Body) -> None:
         """Create coscheduling's PodGroup, or find it there: its name is an attempt's."""
         path = f"/apis/{manifest['apiVersion']}/namespaces/{manifest['metadata']['namespace']}/podgroups"
         with suppress(ConflictError):
-            await self._writer.post(path, manifest)
+            await self._writer.create(path, manifest)
 
     async def delete_job(self, namespace: str, name: str, *, uid: str) -> None:
         """Delete a batch Job; its pods follow. Another one of its name stays."""
@@ -124,11 +125,12 @@ class KubeGateway:
         events.sort(key=lambda event: event.get("lastTimestamp") or "")
         return str(events[-1].get("message", "")) if events else ""
 
-    async def write_status(self, job: JobView, patch: Body) -> Body | None:
+    async def write_status(self, job: JobView, patch: Body) -> str | None:
         """Merge a patch into the status, locked by the view's resourceVersion."""
         path = f"/apis/{c.API_VERSION}/namespaces/{job.namespace}/{c.JOB_PLURAL}/{job.name}/status"
         lock = {"resourceVersion": job.resource_version, "uid": job.uid}
-        return await self._writer.merge(path, {"metadata": lock, "status": patch})
+        written = await self._writer.merge(path, {"metadata": lock, "status": patch})
+        return str(written["resourceVersion"]) if written else None
 
     async def emit_event(self, job: JobView, event: EventRequest) -> None:
         """Record an Event about the job."""
@@ -154,7 +156,7 @@ class KubeGateway:
             "lastTimestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "count": 1,
         }
-        await self._writer.post(f"/api/v1/namespaces/{job.namespace}/events", body)
+        await self._writer.create(f"/api/v1/namespaces/{job.namespace}/events", body)
 
     @property
     def _writer(self) -> KubeClient:

@@ -119,6 +119,9 @@ def is_terminal(status: FineTuneJobStatus) -> bool:
 
 def _plan(view: View, draft: Draft, step: Step, effective: Effective | None) -> Plan:
     status = draft.finish()
+    held = _held_back(view, status, now=draft.now)
+    if held is not None:
+        return Plan(effective=effective, requeue_after=_look_again(status, step, effective, draft.now, held))
     return Plan(
         status=status if status != view.job.status else None,
         effective=effective,
@@ -129,9 +132,26 @@ def _plan(view: View, draft: Draft, step: Step, effective: Effective | None) -> 
     )
 
 
-def _look_again(status: FineTuneJobStatus, step: Step, effective: Effective | None, now: datetime) -> float | None:
+def _held_back(view: View, status: FineTuneJobStatus, *, now: datetime) -> float | None:
+    """Return how long a write can wait that would say of a new Job that it is there, and nothing else.
+
+    Mostly its pod brings news within a second or two: then one write says both. Until then nothing has run.
+    """
+    old, new = view.job.status, status.job
+    if new is None or new == old.job or status.model_copy(update={"job": old.job}) != old:
+        return None
+    child = next((child for child in view.children if child.uid == new.uid), None)
+    if child is None or child.created_at is None or child.state != "active" or child.deleting:
+        return None
+    age = (now - child.created_at).total_seconds()
+    return waiting.PODLESS_SECONDS - age if -1.0 <= age < waiting.PODLESS_SECONDS else None
+
+
+def _look_again(
+    status: FineTuneJobStatus, step: Step, effective: Effective | None, now: datetime, held: float | None = None
+) -> float | None:
     """Return when to decide again, at the next deadline at the latest."""
-    waits = [step.requeue_after]
+    waits = [step.requeue_after, held]
     if effective and not effective.spec.lifecycle.suspend and not is_terminal(status):
         waits.append(deadlines.next_due(status, effective.spec.lifecycle, now))
     return min((wait for wait in waits if wait is not None), default=None)
@@ -199,7 +219,7 @@ def _missing(view: View, draft: Draft, effective: Effective, *, now: datetime) -
     # Two attempts never run side by side; a pod's end is an event of its own.
     if (wait := waiting.until_gone(view.pods, now)) is not None:
         return Step(requeue_after=wait)
-    return Step(create=_request(draft))
+    return Step(create=_request(draft), requeue_after=waiting.PODLESS_SECONDS)
 
 
 def _request(draft: Draft) -> ChildRequest:

@@ -23,12 +23,20 @@ class Shelf(Generic[V]):
         self._views: dict[str, tuple[int, V]] = {}
 
     def put(self, uid: str, version: str, view: V) -> bool:
-        """Keep a view unless a newer one is there; tell whether it was kept."""
-        number = int(version or 0)
-        if uid in self._views and self._views[uid][0] > number:
+        """Keep a view unless a newer one is there; tell whether it says anything new.
+
+        Most changes of a Job or pod are none of its view, and a decision sees nothing else.
+        """
+        number, known = int(version or 0), self._views.get(uid)
+        if known and known[0] > number:
             return False
         self._views[uid] = (number, view)
-        return True
+        return known is None or known[1] != view
+
+    def knows(self, uid: str, version: str) -> bool:
+        """Whether a view of this version, or of a newer one, is kept: our own write, as a rule."""
+        known = self._views.get(uid)
+        return known is not None and known[0] >= int(version or 0)
 
     def drop(self, uid: str) -> V | None:
         """Forget a view and return it."""

@@ -87,7 +87,7 @@ class Feed:
                 self._queue.add(job.key)
 
     async def _relist(self, gateway: Gateway, kind: Kind) -> None:
-        shelf_before = self._uids(kind)
+        shelf_before = self._shelf(kind).uids()
         listed: set[str] = set()
         async for body in gateway.list(kind):
             listed.add(body["metadata"]["uid"])
@@ -96,13 +96,15 @@ class Feed:
             self.gone(kind, uid)
 
     def _seen(self, kind: Kind, body: dict[str, Any]) -> None:
-        version = body["metadata"]["resourceVersion"]
+        uid, version = body["metadata"]["uid"], body["metadata"]["resourceVersion"]
+        if self._shelf(kind).knows(uid, version):
+            return
         if kind == "FineTuneJob":
             job = parse_job(body)
             if self._cache.put_job(job):
                 self._queue.add(job.key)
         elif kind == "FineTuneProfile":
-            if self._cache.profiles.put(body["metadata"]["uid"], version, parse_profile(body)):
+            if self._cache.profiles.put(uid, version, parse_profile(body)):
                 self._all_waiting()
         else:
             self._enqueue_owner(self._seen_below(kind, body, version))
@@ -138,7 +140,7 @@ class Feed:
             if job.status.run is None:
                 self._queue.add(job.key)
 
-    def _uids(self, kind: Kind) -> set[str]:
+    def _shelf(self, kind: Kind) -> Shelf[Any]:
         shelves: dict[Kind, Shelf[Any]] = {
             "FineTuneJob": self._cache.jobs,
             "FineTuneProfile": self._cache.profiles,
@@ -146,7 +148,7 @@ class Feed:
             "Pod": self._cache.pods,
             "Workload": self._cache.workloads,
         }
-        return shelves[kind].uids()
+        return shelves[kind]
 
 
 async def _gpu_nodes(gateway: Gateway) -> tuple[GpuNode, ...]:

@@ -60,7 +60,9 @@ class Gateway(Protocol):
         """Return the pods of a FineTuneJob, as the API server has them now."""
 
     async def create_job(self, manifest: Body) -> Body:
-        """Create a batch Job and return it. Raises ConflictError if the name is taken."""
+        """Create a batch Job; return it as sent, with the API server's metadata. Raises ConflictError if the name is
+        taken.
+        """
 
     async def create_service(self, manifest: Body) -> None:
         """Create a Service; one of that name is taken for it. Raises RejectedError."""
@@ -80,8 +82,9 @@ class Gateway(Protocol):
     async def mount_failure_of(self, pod: PodView) -> str:
         """Return why a pod gets no volumes, in the kubelet's words; nothing if nobody has said so."""
 
-    async def write_status(self, job: JobView, patch: Body) -> Body | None:
-        """Merge a patch into the status, if the object still has the view's resourceVersion; return the object.
+    async def write_status(self, job: JobView, patch: Body) -> str | None:
+        """Merge a patch into the status, if the object still has the view's resourceVersion; return the new one.
+
         None if it is gone. Raises ConflictError.
         """
 

@@ -9,8 +9,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
-from finetune_operator.api.parse import parse_child, parse_job, parse_pod
+from finetune_operator.api.parse import parse_child, parse_pod
 from finetune_operator.api.report import ProgressReport
 from finetune_operator.api.views import JobView, Key, View
 from finetune_operator.builders.job import build_job, owner_reference
@@ -151,11 +152,12 @@ class Reconciler:
     async def _write_status(self, job: JobView, plan: Plan) -> JobView | None:
         assert plan.status is not None  # noqa: S101 - the caller has looked
         patch = merge_patch(job.status.to_wire(), plan.status.to_wire())
-        body = await self._gateway.write_status(job, patch)
-        if body is None:  # deleted, and the watch has not said so yet
+        version = await self._gateway.write_status(job, patch)
+        if version is None:  # deleted, and the watch has not said so yet
             self._cache.drop_job(job.uid)
             return None
-        written = parse_job(body)
+        # The lock says that nothing else has changed: the object need not be sent back and read.
+        written = replace(job, resource_version=version, status=plan.status)
         self._cache.put_job(written)
         self._observer.wrote(job, plan.status)
         if plan.status.phase != job.status.phase:
@@ -187,15 +189,17 @@ class Reconciler:
             group = build_pod_group(job, effective.spec, name=name, owner=owner_reference(job))
             await self._gateway.create_pod_group(group)
         try:
-            body = await self._gateway.create_job(manifest)
+            # Of no version: what admission has made of it, as suspended, the watch tells.
+            body, version = await self._gateway.create_job(manifest), ""
         except ConflictError:
             body = await self._existing(job, manifest["metadata"]["name"])
+            version = body["metadata"]["resourceVersion"]
         child = parse_child(body)
         if child:
-            self._cache.put_child(child, body["metadata"]["resourceVersion"])
+            self._cache.put_child(child, version)
         log.info("created job %s/%s", job.namespace, manifest["metadata"]["name"], extra=_about(job))
 
-    async def _existing(self, job: JobView, name: str) -> dict[str, object]:
+    async def _existing(self, job: JobView, name: str) -> dict[str, Any]:
         """The name is taken: by our own lost creation, or by somebody else's Job, which is never touched."""
         body = await self._gateway.get_job(job.namespace, name)
         child = parse_child(body) if body else None
@@ -207,9 +211,9 @@ class Reconciler:
 def _needs_pods_as_they_are(view: View, plan: Plan) -> bool:
     """Whether a decision rests on pods that the cache may not know yet: how a Job has ended, or that none is left.
 
-    The first attempt has no predecessor, and ordinarily a pod's end is seen before its Job's: then nothing is asked.
+    A run that just begins has no pods, and ordinarily a pod's end is seen before its Job's: then nothing is asked.
     """
-    if plan.create is not None and (plan.create.run, plan.create.attempt) != (1, 1):
+    if plan.create is not None and view.job.status.run is not None:
         return True
     current = view.job.status.job
     ended = {child.name for child in view.children if child.state != "active"}

@@ -84,7 +84,7 @@ def completed(case: Case, **variables: str) -> Outcome:
 def on_the_fast_path(folder: Path) -> dict[str, str]:
     """Return variables with which processes take it on a CPU."""
     (folder / "sitecustomize.py").write_text(
-        "from finetune_trainer import fast_choice\n\nfast_choice._worth_it = lambda: True\n"
+        "from finetune_trainer.fast import choice\n\nchoice._worth_it = lambda: True\n"
     )
     return {"PYTHONPATH": str(folder)}
 

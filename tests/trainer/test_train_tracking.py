@@ -173,7 +173,8 @@ def test_a_tracker_that_hangs_is_left_behind(
 
 def test_a_tracker_left_behind_does_not_hold_the_process() -> None:
     code = (
-        "import threading, time; from finetune_trainer import __main__ as entry, tracking\n"
+        "import threading, time; from finetune_trainer import __main__ as entry\n"
+        "from finetune_trainer.reporting import tracking\n"
         "threading.Thread(target=time.sleep, args=(600,)).start()\n"
         "tracking.Tracker.left_behind = True\n"
         "entry._leave_stuck_trackers(7)"

@@ -2,7 +2,7 @@
 (`fast.FastPath`), with the parameters and buffers that it has: what PEFT saves, loads and merges is not touched.
 
 Plain operations, so that a compiler fuses what it can: x W^T + (x A^T) B^T, with the copies of the adapters that
-`fast_copies` makes. A hand-written backward pass of one layer was slower: the compiler could not look into it.
+`copies.py` makes. A hand-written backward pass of one layer was slower: the compiler could not look into it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Examples lie flat in micro-batches (`micro_batches.py`). The first micro-batch's
 lengths differ, the second one makes the compiler take the number of tokens as a variable, and that was the last time.
 
 What has no fast part keeps its own: a layer by its class, and the whole model where attention, head or trained weights
-are not what is computed here (`why_not`). A pass of both ways is compared before the fast one is used (`fast_check`).
+are not what is computed here (`why_not`). A pass of both ways is compared before the fast one is used (`check.py`).
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_cases import CASES, OURS, SMOKE_CASE, Case, Side
 from benchmarks.gpu_processes import Bench, Running
 from benchmarks.gpu_report import write_report
+from benchmarks.installed import versions_of
 
 Found = dict[str, Any]
 PACKAGES = ("torch", "triton", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "unsloth")
@@ -83,12 +83,7 @@ def versions() -> Found:
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         found["device"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0]
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    return found | versions_of(PACKAGES)
 
 
 def _measured(turns: list[tuple[Case, Side]], bench: Bench, *, until: float) -> Iterator[Found]:

@@ -17,10 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.installed import versions_of
 from tests.support.datasets import chats, write_lines
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -97,12 +97,7 @@ def environment(parameters: int) -> dict[str, Any]:
 
     found: dict[str, Any] = {"parameters": parameters, "python": sys.version.split()[0]}
     found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    return found | versions_of(PACKAGES)
 
 
 def main() -> int:

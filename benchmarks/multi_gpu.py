@@ -25,10 +25,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.installed import versions_of
 from benchmarks.ranks.cases import FAULT, SCALES, Case, cases, chosen, rounds
 from benchmarks.ranks.start import Machine, folder_of, run_side_by_side
 from benchmarks.ranks.table import lines_of, table
@@ -95,12 +95,7 @@ def _keep_logs(together: list[Case], machine: Machine, folder: Path) -> None:
 def environment(cards: list[str]) -> dict[str, Any]:
     """Return what the figures depend on."""
     found: dict[str, Any] = {"cards": cards, "python": platform.python_version(), "cores": os.cpu_count()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    return found | versions_of(_PACKAGES)
 
 
 def _cards() -> tuple[int, list[str]]:

@@ -20,7 +20,7 @@ Found = dict[str, Any]
 
 
 class GpuMeter(TrainerCallback):  # type: ignore[misc]  # untyped
-    """Notes when each step is logged, which waits for its loss; after the last it writes a JSON file and ends."""
+    """Notes when each step ends, on the GPU's own clock where there is one; then it writes a JSON file and ends."""
 
     def __init__(self, out: Path, *, warm_up: int, began: float, tokens: Callable[[int, int], float] | None) -> None:
         """`began` is when the process began, less the time that it waited for its turn.
@@ -28,7 +28,8 @@ class GpuMeter(TrainerCallback):  # type: ignore[misc]  # untyped
         `tokens` returns those of the steps between two; without it they stand in the log.
         """
         self._out, self._warm_up, self._began, self._tokens = out, warm_up, began, tokens
-        self._steps: list[Found] = []
+        self._ends: list[Any] = []
+        self._logged: list[Found] = []
         self._first: float | None = None
         self._profile: Any = None
 
@@ -37,21 +38,26 @@ class GpuMeter(TrainerCallback):  # type: ignore[misc]  # untyped
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
+    def on_step_begin(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
+        """Profile the last step, whose time does not count."""
+        if state.global_step == state.max_steps - 1 and torch.cuda.is_available():
+            torch.cuda.synchronize()
+            self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+            self._profile.start()
+
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Note when the first optimizer step is done."""
+        """Note it. The host may be ahead: what it has launched for the step ends with this event."""
+        self._ends.append(_now())
         if self._first is None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             self._first = time.time() - self._began
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
-        """Take a step's figures. The last step is profiled, and its time does not count."""
+        """Take a step's figures, which may come while the next one is under way."""
         if "loss" not in logs:
             return
-        self._steps.append({"wall": time.monotonic(), "loss": logs["loss"], "tokens": logs.get("num_tokens")})
-        if state.global_step == state.max_steps - 1 and torch.cuda.is_available():
-            self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
-            self._profile.start()
+        self._logged.append({"loss": logs["loss"], "tokens": logs.get("num_tokens")})
         if state.global_step >= state.max_steps:
             self._finish()
 
@@ -65,9 +71,9 @@ class GpuMeter(TrainerCallback):  # type: ignore[misc]  # untyped
         os._exit(0)
 
     def _figures(self) -> Found:
-        begin, end = self._warm_up - 1, len(self._steps) - 2  # the last was profiled
-        seconds = [later["wall"] - one["wall"] for one, later in pairwise(self._steps[begin : end + 1])]
-        done = self._tokens or (lambda first, last: self._steps[last]["tokens"] - self._steps[first]["tokens"])
+        begin, end = self._warm_up - 1, len(self._logged) - 2  # the last was profiled
+        seconds = [_between(one, later) for one, later in pairwise(self._ends[begin : end + 1])]
+        done = self._tokens or (lambda first, last: self._logged[last]["tokens"] - self._logged[first]["tokens"])
         on_gpu = torch.cuda.is_available()
         return {
             "tokens_per_second": round(done(begin, end) / sum(seconds), 1),
@@ -76,5 +82,19 @@ class GpuMeter(TrainerCallback):  # type: ignore[misc]  # untyped
             "spread": round((max(seconds) - min(seconds)) / statistics.median(seconds), 4),
             "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if on_gpu else None,
             "start_s": round(self._first or 0.0, 1),
-            "losses": [round(one["loss"], 4) for one in self._steps],
+            "losses": [round(one["loss"], 4) for one in self._logged],
         }
+
+
+def _now() -> Any:
+    """Return an event of the GPU's stream, or the time."""
+    if not torch.cuda.is_available():
+        return time.monotonic()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _between(one: Any, later: Any) -> float:
+    """Return the seconds between two."""
+    return later - one if isinstance(one, float) else float(one.elapsed_time(later)) / 1e3

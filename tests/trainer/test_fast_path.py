@@ -18,6 +18,7 @@ from finetune_trainer.fast.check import disagreement
 from finetune_trainer.fast.kernels import attention_backends
 from finetune_trainer.fast.micro_batches import MULTIPLE, StepCollator, pack
 from finetune_trainer.fast.path import FastPath, flat, why_not
+from finetune_trainer.fast.trainer import FlatTrainer
 from finetune_trainer.model.adapters import attach
 from tests.support.families import FAMILIES, make_model
 from tests.support.training import THIRD_PARTY, make_case, stopped, train
@@ -219,6 +220,28 @@ def test_a_whole_training_is_that_of_the_plain_path(tmp_path: Path, monkeypatch:
     assert fast.held_out_losses == pytest.approx(plain.held_out_losses, abs=5e-5)
     assert training["trainedTokens"] == plain.evaluation["training"]["trainedTokens"]
     assert "computedBy" not in plain.evaluation["training"] or plain.evaluation["training"]["computedBy"] is None
+
+
+def test_a_step_is_logged_while_the_next_one_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    compute, report = FlatTrainer._pass, FlatTrainer.log
+
+    def passing(self: FlatTrainer, *args: Any, **named: Any) -> Any:
+        seen.append("pass")
+        return compute(self, *args, **named)
+
+    def logging(self: FlatTrainer, logs: dict[str, float], *rest: Any) -> None:
+        seen.extend([f"step {self.state.global_step}"] if "loss" in logs else [])
+        report(self, logs, *rest)
+
+    monkeypatch.setattr(FlatTrainer, "_pass", passing)
+    monkeypatch.setattr(FlatTrainer, "log", logging)
+    with forced(monkeypatch):
+        train(make_case(tmp_path, total_steps=4, micro_batch_size=8))
+
+    steps = seen[seen.index("step 1") - 2 :]
+    # The second step is logged before its checkpoint is written.
+    assert steps == ["pass", "pass", "step 1", "step 2", "pass", "pass", "step 3", "step 4"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.fast.kernels import attention_backends, attention_choice, gated_mlp, grouped, loss, nf4
+from finetune_trainer.fast.kernels.attention_cute import is_there
 from finetune_trainer.fast.kernels.layout import Layout
 
 EQUAL, RAGGED = (128, 128, 128, 128), (200, 60, 33, 151, 7, 98)
@@ -138,10 +139,10 @@ def loss_is_right(cap: float | None) -> dict[str, Any]:
 
 
 def attention_is_right(window: int, width: int) -> dict[str, Any]:
-    """Compare each of torch's kernels with the formula."""
+    """Compare each kernel with the formula."""
     result: dict[str, Any] = {"right": True}
-    for name, lengths in (("flash", RAGGED), ("cuDNN", EQUAL)):
-        if name == "cuDNN" and (window or width > 128):
+    for name, lengths in (("flash", RAGGED), ("cuDNN", EQUAL), ("FA4", RAGGED)):
+        if (name == "cuDNN" and (window or width > 128)) or (name == "FA4" and not is_there()):
             continue
         starts = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
         layout, tokens = Layout(starts, lengths), sum(lengths)

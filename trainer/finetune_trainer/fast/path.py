@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from finetune_trainer.fast.copies import Copies
 from finetune_trainer.fast.groups import group_layers
-from finetune_trainer.fast.kernels import attention, attention_choice
+from finetune_trainer.fast.kernels import attention, attention_choice, attention_later
 from finetune_trainer.fast.kernels.layout import Layout, laid_out
 from finetune_trainer.fast.kernels.loss import counted_loss, head_of
 from finetune_trainer.fast.layers import dtype_of, fast_gated_mlp, fast_linear, frozen, is_lora, taken_on
@@ -49,6 +49,7 @@ class FastPath:
         attention.register()
         self.recompute = False
         """Whether each layer's activations are computed again in the backward pass."""
+        self._later: attention_later.Later | None = None
         self._model, self._causal = model, causal_of(model)
         self._backbone = self._causal.base_model
         self._layers = decoder_layers(self._backbone)
@@ -82,14 +83,25 @@ class FastPath:
         return [one for one in self._layers[0].parameters() if one.requires_grad]
 
     def prepare_attention(self, *, tokens: int, length: int) -> None:
-        """Settle the kernels for documents of one length on this card."""
+        """Settle the kernels for documents of up to a length on this card."""
         text = self._causal.config.get_text_config()
-        heads, dtype = text.num_attention_heads, self._head.weight.dtype
-        width = getattr(text, "head_dim", None) or text.hidden_size // heads
-        key_heads = getattr(text, "num_key_value_heads", None) or heads
-        attention_choice.measure(
-            tokens=tokens, length=length, heads=heads, key_heads=key_heads, width=width, dtype=dtype
+        heads = text.num_attention_heads
+        shape = attention_choice.Shape(
+            tokens=tokens,
+            length=length,
+            heads=heads,
+            key_heads=getattr(text, "num_key_value_heads", None) or heads,
+            width=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            dtype=self._head.weight.dtype,
+            window=getattr(text, "sliding_window", None) or 0,
         )
+        attention_choice.measure(shape)
+        self._later = attention_later.later(shape)
+
+    def step_begins(self, *, left: int) -> None:
+        """Take what has been loaded meanwhile, with so many steps left."""
+        if self._later is not None:
+            self._later.step_begins(left=left)
 
     @contextmanager
     def running(self, *, compiled: bool = True) -> Iterator[None]:

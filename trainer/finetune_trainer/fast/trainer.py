@@ -93,6 +93,7 @@ class FlatTrainer(ZeroTrainer):
             found: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
             return found
         model.train()
+        self.fast.step_begins(left=self.state.max_steps - self.state.global_step)
         total = torch.zeros((), device=self.args.device)
         micro_batches = self._as_many_everywhere(inputs["micro_batches"])
         last = len(micro_batches) - 1

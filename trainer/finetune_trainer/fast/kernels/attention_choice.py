@@ -3,20 +3,65 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 
 from finetune_trainer.fast.kernels.attention_backends import Backend, Cudnn, Flash, Plain
+from finetune_trainer.fast.kernels.attention_cute import Cute
 from finetune_trainer.fast.kernels.layout import Layout
 from finetune_trainer.logs import log
 
+FLASH = "flash"
+KINDS: dict[str, Callable[[Layout], Backend]] = {"cuDNN": Cudnn, FLASH: Flash, "FA4": Cute}
+_AT_ONCE = ("cuDNN", FLASH)
+"""What torch has; for others see `attention_later`."""
+_ONE_LENGTH = ("cuDNN",)
+"""What computes documents of one length alone, without a window."""
 _TRIES = 5
-KINDS: dict[str, Callable[[Layout], Backend]] = {"cuDNN": Cudnn, "flash": Flash}
-_NEWER = "FA3"
-fastest: dict[tuple[int, int, torch.dtype], str] = {}
-"""What is taken for documents of one length, by heads and their width."""
+_SAME = 1e-2
+"""How far two kernels' results may be apart, as a share of their norm."""
+_Key = tuple[int, int, torch.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a model asks of attention, and in what pieces."""
+
+    tokens: int
+    """Of a micro-batch."""
+    length: int
+    """Of the longest document."""
+    heads: int
+    key_heads: int
+    width: int
+    """Of a head."""
+    dtype: torch.dtype
+    window: int = 0
+    """How many tokens one sees in the layers that have a window; 0 if there are none."""
+
+    @property
+    def key(self) -> _Key:
+        """What kernels are chosen by."""
+        return self.heads, self.width, self.dtype
+
+    @property
+    def equal(self) -> tuple[int, ...]:
+        """Lengths of documents that are all as long."""
+        return (self.length,) * max(self.tokens // self.length, 1)
+
+    @property
+    def short(self) -> tuple[int, ...]:
+        """As many tokens in documents of an eighth."""
+        length = max(self.length // 8, 1)
+        return (length,) * (sum(self.equal) // length)
+
+
+fastest: dict[_Key, str] = {}
+"""What is taken for documents of one length."""
+fastest_of_any: dict[_Key, str] = {}
+"""What is taken for others, and with windows."""
 
 
 def chosen(layout: Layout, query: torch.Tensor, window: int) -> Backend:
@@ -25,65 +70,70 @@ def chosen(layout: Layout, query: torch.Tensor, window: int) -> Backend:
         return Plain(layout)
     _, heads, width = query.shape
     whole = not window or window >= layout.longest
-    if layout.equal and whole and fastest.get((heads, width, query.dtype)) == "cuDNN":
-        return Cudnn(layout)
-    return Flash(layout)
+    known = fastest if layout.equal and whole else fastest_of_any
+    return KINDS[known.get((heads, width, query.dtype), FLASH)](layout)
 
 
-def measure(*, tokens: int, length: int, heads: int, key_heads: int, width: int, dtype: torch.dtype) -> None:
-    """Settle by time, forward and backward, what is taken on this card: for documents of one length, and for others.
+def measure(shape: Shape) -> None:
+    """Settle by time, forward and backward, what is taken on this card of what torch has."""
+    if shape.key not in fastest:
+        _settle(shape, _AT_ONCE)
 
-    Newer flash kernels take the place of torch's in the whole process, where they are installed and faster.
-    """
-    if (heads, width, dtype) in fastest:
+
+def reconsider(shape: Shape, newcomer: str) -> None:
+    """Settle it again, with another kind of kernels beside what was taken; what computes something else is not."""
+    if apart := _differs(shape, newcomer):
+        log.warning("attention: %s differs by %.1f%% from %s, and is not taken", newcomer, 100 * apart, FLASH)
         return
-    one = _random_layout((length,) * max(tokens // length, 1))
-    others = _random_layout((max(length // 8, 1),) * (8 * max(tokens // length, 1)))
-    inputs = [_random(tokens=sum(one.lengths), heads=many, width=width, dtype=dtype) for many in (heads, key_heads)]
-    query, key, value = inputs[0], inputs[1], inputs[1].roll(1, 0)
-    found = {name: _seconds(kind(one), query, key, value) for name, kind in KINDS.items()}
-    usual = _seconds(Flash(others), *(each[: sum(others.lengths)] for each in (query, key, value)))
-    if usual is not None and _newer_flash():
-        newer = _seconds(Flash(others), *(each[: sum(others.lengths)] for each in (query, key, value)))
-        log.info("flash attention of documents of %d tokens: %s s, %s %s s", others.longest, usual, _NEWER, newer)
-        if newer is None or newer >= usual:
-            _usual_flash()
-        else:
-            found["flash"] = _seconds(Flash(one), query, key, value)
+    _settle(shape, (*_AT_ONCE, newcomer))
+
+
+def _settle(shape: Shape, kinds: Iterable[str]) -> None:
+    inputs = random_inputs(shape, sum(shape.equal))
+    fastest[shape.key] = _fastest(kinds, shape.equal, inputs)
+    fastest_of_any[shape.key] = _fastest([name for name in kinds if name not in _ONE_LENGTH], shape.short, inputs)
+
+
+def _fastest(kinds: Iterable[str], lengths: tuple[int, ...], inputs: tuple[torch.Tensor, ...]) -> str:
+    layout = layout_of(lengths)
+    query, key, value = (each[: sum(lengths)] for each in inputs)
+    found = {name: _seconds(KINDS[name](layout), query, key, value) for name in kinds}
     known = {name: seconds for name, seconds in found.items() if seconds is not None}
-    fastest[heads, width, dtype] = min(known, key=known.__getitem__, default="flash")
     said = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in known.items())
-    log.info("attention of %d documents of %d tokens, a layer: %s", len(one.lengths), length, said)
+    log.info("attention of %d documents of %d tokens, a layer: %s", len(lengths), layout.longest, said)
+    return min(known, key=known.__getitem__, default=FLASH)
 
 
-def _newer_flash() -> bool:
-    """Have newer flash kernels take the place of torch's, if they are installed; return whether they do."""
-    if find_spec("flash_attn_interface") is None:
-        return False
-    try:
-        from torch.nn.attention import activate_flash_attention_impl
-
-        activate_flash_attention_impl(_NEWER)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        log.warning("flash_attn_interface is installed and cannot be used: %s", error)
-        return False
-    return True
+def _differs(shape: Shape, newcomer: str) -> float | None:
+    """Return how far a kind's results are from the flash kernels', if that is too far."""
+    layout, inputs = layout_of(shape.short), random_inputs(shape, sum(shape.short))
+    usual, other = (attended(KINDS[name](layout), *inputs) for name in (FLASH, newcomer))
+    apart = [float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(other, usual, strict=True)]
+    return None if max(apart) <= _SAME else max(apart)
 
 
-def _usual_flash() -> None:
-    from torch.nn.attention import restore_flash_attention_impl
-
-    restore_flash_attention_impl()
-
-
-def _random_layout(lengths: tuple[int, ...]) -> Layout:
-    starts = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
-    return Layout(starts, lengths)
+def layout_of(lengths: tuple[int, ...]) -> Layout:
+    """Return the layout of documents of some lengths, on the GPU."""
+    return Layout(torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32), lengths)
 
 
-def _random(*, tokens: int, heads: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    random = torch.Generator("cuda").manual_seed(heads)
-    return torch.randn(tokens, heads, width, generator=random, device="cuda", dtype=dtype)
+def random_inputs(shape: Shape, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return random query, key and value, from numbers of their own: those of the run stay untouched."""
+    random = torch.Generator("cuda").manual_seed(shape.heads)
+    query, key, value = (
+        torch.randn(tokens, heads, shape.width, generator=random, device="cuda", dtype=shape.dtype)
+        for heads in (shape.heads, shape.key_heads, shape.key_heads)
+    )
+    return query, key, value
+
+
+def attended(
+    backend: Backend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int = 0
+) -> tuple[torch.Tensor, ...]:
+    """Return a backend's result and the gradients, where that of the result is the result itself."""
+    scale = query.shape[-1] ** -0.5
+    out, sums = backend.forward(query, key, value, scale=scale, window=window)
+    return out, *backend.backward(out, query, key, value, out, sums, scale=scale, window=window)
 
 
 def _seconds(backend: Backend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> float | None:
@@ -95,11 +145,9 @@ def _seconds(backend: Backend, query: torch.Tensor, key: torch.Tensor, value: to
 
 
 def _once(backend: Backend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> float:
-    scale = query.shape[-1] ** -0.5
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
-    out, sums = backend.forward(query, key, value, scale=scale, window=0)
-    backend.backward(out, query, key, value, out, sums, scale=scale, window=0)
+    attended(backend, query, key, value)
     end.record()
     end.synchronize()
     return float(begin.elapsed_time(end)) / 1e3

@@ -40,9 +40,8 @@ def main() -> int:
     turns = [(case, side) for case in cases for side in case.sides if not options.who or side.who in options.who]
     with tempfile.TemporaryDirectory(prefix="gpu-", dir=options.scratch) as scratch:
         bench = Bench(
-            Path(scratch), warm_up=options.warm_up, timed=options.steps, budget=options.budget,
-            on_gpu=not options.smoke, long_run=options.long_run,
-        )  # fmt: skip
+            Path(scratch), warm_up=options.warm_up, timed=options.steps, budget=options.budget, on_gpu=not options.smoke
+        )
         for found in _measured(turns, bench, until=options.until):
             report["results"] = [one for one in report["results"] if _key(one) != _key(found)] + [found]
             print(json.dumps({name: value for name, value in found.items() if name != "split_ms"}), flush=True)
@@ -59,9 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--until", type=float, default=1e9, help="begin no side after so many seconds")
     parser.add_argument("--steps", type=int, default=4, help="timed steps (default: 4)")
     parser.add_argument("--warm-up", type=int, default=2)
-    parser.add_argument(
-        "--long-run", action="store_true", help="load what pays in a long run; some --warm-up must give it the time"
-    )
     parser.add_argument("--keep", action="store_true", help="go on with the results that FOLDER has")
     parser.add_argument("--smoke", action="store_true", help="a tiny model on the CPU, to see that all sides run")
     parser.add_argument("--scratch", type=Path, help="where the models are written (default: the temporary folder)")

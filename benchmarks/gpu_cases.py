@@ -82,6 +82,8 @@ class Case:
     sides: tuple[Side, ...]
     memory_gb: float | None = None
     """What the card is made to have, by a limit of the allocator."""
+    long_run: bool = False
+    """As a run of more than ten minutes is after a minute: with what is loaded beside the steps of such a run alone."""
 
 
 _OURS, _GUIDE = Side(OURS), Side(TRL, checkpointing=True)
@@ -99,6 +101,7 @@ CASES = (
     Case("8B bf16", "llama-8b", "bf16", FIXED, (_OURS, _SMALL, _LARGE, _GUIDE)),
     Case("8B NF4", "llama-8b", "nf4", FIXED, (_OURS, _LARGE, _SMALL, _GUIDE)),
     Case("8B NF4 instructions", "llama-8b", "nf4", INSTRUCTIONS, (_OURS, _PACKED, Side(TRL, 8, checkpointing=True))),
+    Case("8B NF4 instructions, long run", "llama-8b", "nf4", INSTRUCTIONS, (_OURS,), long_run=True),
     Case("8B bf16 instructions", "llama-8b", "bf16", INSTRUCTIONS, (_OURS, _PACKED)),
     Case("Qwen 3 8B NF4", "qwen3-8b", "nf4", FIXED, (_OURS, _LARGE, _SMALL, _GUIDE)),
     Case("1B bf16", "llama-1b", "bf16", FIXED, (_OURS, _LARGE, _GUIDE)),

@@ -19,6 +19,8 @@ from benchmarks.gpu_inputs import WORDS, environment, run_config, shards, write_
 Found = dict[str, Any]
 _LOG = 1500
 _PROFILED = 1
+_LOADING = 25
+"""Steps in which newer kernels come, 45 s of an 8B model."""
 _ALL_GB = 1 << 30
 
 
@@ -54,13 +56,10 @@ class Running:
 class Bench:
     """Makes inputs and processes below one folder."""
 
-    def __init__(
-        self, folder: Path, *, warm_up: int, timed: int, budget: float, on_gpu: bool, long_run: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, *, warm_up: int, timed: int, budget: float, on_gpu: bool) -> None:
         """Sides may take `budget` seconds each."""
-        self._long_run = long_run
         self._folder, self._warm_up, self._budget, self._on_gpu = folder, warm_up, budget, on_gpu
-        self._steps = warm_up + timed + _PROFILED
+        self._timed = timed
         self._shape = ""
         self._began = time.monotonic()
         self._launched = 0
@@ -94,10 +93,10 @@ class Bench:
             "longest": case.data.longest,
             "batch": batch,
             "rank": RANK,
-            "steps": self._steps,
-            "warm_up": self._warm_up,
+            "steps": self._steps(case),
+            "warm_up": self._warm_up_of(case),
             "memory_gb": case.memory_gb,
-            "long_run": self._long_run,
+            "long_run": case.long_run,
             "shards": shards(inputs),
             "out": str(out),
         }
@@ -112,13 +111,23 @@ class Bench:
         if not folder.is_dir():
             # An example more than the steps take, so that none begins a second epoch.
             words = min(WORDS, SHAPES[case.shape]["vocab_size"] - 3)
-            write_data(case.data, steps=self._steps + 1, words=words, folder=folder / "data")
+            write_data(case.data, steps=self._steps(case) + 1, words=words, folder=folder / "data")
             config = run_config(
-                case, steps=self._steps, model=self._folder / "model", folder=folder, gpu_memory=self._memory(case)
+                case,
+                steps=self._steps(case),
+                model=self._folder / "model",
+                folder=folder,
+                gpu_memory=self._memory(case),
             )
             (folder / "config.json").write_text(json.dumps(config))
             self._run(["finetune_trainer", "prepare"], environment(folder))
         return folder
+
+    def _steps(self, case: Case) -> int:
+        return self._warm_up_of(case) + self._timed + _PROFILED
+
+    def _warm_up_of(self, case: Case) -> int:
+        return max(self._warm_up, _LOADING) if case.long_run else self._warm_up
 
     def _memory(self, case: Case) -> int | None:
         if not self._on_gpu:

@@ -36,8 +36,9 @@ def main() -> int:
     options = _parser().parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     report = _report(options)
-    cases = [SMOKE_CASE] if options.smoke else [one for one in CASES if not options.only or one.name in options.only]
-    turns = [(case, side) for case in cases for side in case.sides if not options.who or side.who in options.who]
+    known = {case.name: case for case in CASES}
+    cases = [SMOKE_CASE] if options.smoke else [known[name] for name in options.only or known]
+    turns = [(case, side) for case in cases for side in case.sides if side.label.startswith(tuple(options.who))]
     with tempfile.TemporaryDirectory(prefix="gpu-", dir=options.scratch) as scratch:
         bench = Bench(
             Path(scratch), warm_up=options.warm_up, timed=options.steps, budget=options.budget, on_gpu=not options.smoke
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--only", nargs="*", default=[], choices=[case.name for case in CASES], metavar="CASE")
-    parser.add_argument("--who", nargs="*", default=[], help="these sides alone: ours, TRL, Unsloth")
+    parser.add_argument("--who", nargs="*", default=[""], help="sides whose name begins so: ours, TRL, Unsloth, ...")
     parser.add_argument("--budget", type=float, default=150, help="seconds a side at most (default: 150)")
     parser.add_argument("--until", type=float, default=1e9, help="begin no side after so many seconds")
     parser.add_argument("--steps", type=int, default=4, help="timed steps (default: 4)")

@@ -41,17 +41,19 @@ class GpuMeter(TrainerCallback):  # type: ignore[misc]  # untyped
     def on_step_begin(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
         """Profile the last step, whose time does not count."""
         if state.global_step == state.max_steps - 1 and torch.cuda.is_available():
-            torch.cuda.synchronize()
+            _wait()
             self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
             self._profile.start()
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Note it. The host may be ahead: what it has launched for the step ends with this event."""
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Note a step's end, before a last one's samples are asked for. The host may be ahead of the GPU's event."""
         self._ends.append(_now())
         if self._first is None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            _wait()
             self._first = time.time() - self._began
+        if self._profile:
+            _wait()
+            self._profile.stop()
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
         """Take a step's figures, which may come while the next one is under way."""
@@ -62,11 +64,7 @@ class GpuMeter(TrainerCallback):  # type: ignore[misc]  # untyped
             self._finish()
 
     def _finish(self) -> None:
-        split: Found = {}
-        if self._profile:
-            torch.cuda.synchronize()
-            self._profile.stop()
-            split = split_of(self._profile)
+        split = split_of(self._profile) if self._profile else {}
         self._out.write_text(json.dumps({**self._figures(), "split_ms": split}))
         os._exit(0)
 
@@ -84,6 +82,11 @@ class GpuMeter(TrainerCallback):  # type: ignore[misc]  # untyped
             "start_s": round(self._first or 0.0, 1),
             "losses": [round(one["loss"], 4) for one in self._logged],
         }
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _now() -> Any:

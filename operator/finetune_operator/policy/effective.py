@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from finetune_contract.nested import laid_over
 from finetune_contract.run_config import MAX_BYTES
+from finetune_contract.spec import FP8, NF4
 from finetune_operator.api.conditions import Reason
 from finetune_operator.api.hashing import config_hash
 from finetune_operator.api.job import FineTuneJobSpec
@@ -123,13 +124,21 @@ def _applicable(defaults: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any
     kept = {
         key: value
         for key, value in defaults.items()
-        if not (key == "lora" and method == "Full") and not (key == "quantization" and method != "QLoRA")
+        if not (key == "lora" and method == "Full")
+        and not (key == "quantization" and not _same_format(value, spec.get(key, {}), method))
     }
     own = spec.get("hyperparameters", {})
     length = kept.get("hyperparameters", {})
     if "epochs" in own or "maxSteps" in own:
         kept["hyperparameters"] = {k: v for k, v in length.items() if k not in ("epochs", "maxSteps")}
     return kept
+
+
+def _same_format(default: dict[str, Any], own: dict[str, Any], method: str | None) -> bool:
+    """Whether a default of how the base model is held is for the job's method and number format."""
+    usual = {"QLoRA": NF4, "LoRA": FP8}.get(method or "")
+    wanted = own.get("type", usual)
+    return usual is not None and default.get("type", NF4) == wanted == usual
 
 
 def _snapshot(job: JobView) -> ProfileView | Problem | None:

@@ -57,12 +57,12 @@ def hold_in_fp8(model: Any) -> int:
     What is trained beside the adapters stays as it is, and so do the head, embeddings, routers and layers whose sides
     are no multiples of 16.
     """
-    layers = list(_frozen_linears(model))
-    for parent, name, layer in layers:
-        setattr(parent, name, Fp8Linear(layer))
+    places = list(_frozen_linears(model))
+    for parent, name in places:
+        setattr(parent, name, Fp8Linear(getattr(parent, name)))  # the layer before is let go of
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # the 16-bit weights' memory
-    return len(layers)
+        torch.cuda.empty_cache()
+    return len(places)
 
 
 def is_held_in_fp8(model: Any) -> bool:
@@ -70,15 +70,15 @@ def is_held_in_fp8(model: Any) -> bool:
     return any(isinstance(module, Fp8Linear) for module in model.modules())
 
 
-def _frozen_linears(model: Any) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """Yield them with the module and the name that they are at."""
+def _frozen_linears(model: Any) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the module and the name that each is at."""
     head = model.get_output_embeddings()
     for path, parent in model.named_modules():
         for name, layer in parent.named_children():
             called = path.rsplit(".", 1)[-1] if name == "base_layer" else name
             left_out = layer is head or called in _ROUTERS or name == _UNTRAINED
             if type(layer) is nn.Linear and not left_out and _can_be_held(layer):
-                yield parent, name, layer
+                yield parent, name
 
 
 def _can_be_held(layer: nn.Linear) -> bool:

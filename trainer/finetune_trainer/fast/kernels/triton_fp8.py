@@ -12,10 +12,9 @@ from finetune_trainer.fast.kernels.fp8 import FORMAT, LARGEST, LEAST
 
 _MOST = 2
 """Matrices side by side: gate and up."""
-_FEW, _MANY = 4, 16
-"""Warps of a program, by the width of a row."""
-_NARROW = 8192
-_TILE_ROWS, _TILE_COLUMNS = 128, 64
+_A_WARP, _LEAST_WARPS, _MOST_WARPS = 1024, 4, 32
+"""Numbers that one warp holds."""
+_TILE_ROWS, _TILE_COLUMNS, _TILE_WARPS = 128, 128, 8
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -71,14 +70,19 @@ def quantise(
         first, second, factors[0], factors[-1], out, found, first.stride(0), second.stride(0),
         widths[0], widths[1] if two else 0,
         TWO=two, SCALED=scales is not None, BLOCK=block, MOST=LARGEST, LEAST=LEAST,
-        num_warps=_FEW if block * len(rows) <= _NARROW else _MANY,
+        num_warps=_warps(block * len(rows)),
     )  # fmt: skip
     return out, found
+
+
+def _warps(width: int) -> int:
+    """Return the warps of a program that holds a whole row."""
+    return min(max(width // _A_WARP, _LEAST_WARPS), _MOST_WARPS)
 
 
 def turn(matrix: torch.Tensor, out: torch.Tensor) -> None:
     """Write a matrix of bytes into `out` (columns, rows), whose rows may lie further apart."""
     rows, columns = matrix.shape
     _turn[(triton.cdiv(columns, _TILE_COLUMNS), triton.cdiv(rows, _TILE_ROWS))](
-        matrix, out, rows, columns, out.stride(0), ROWS=_TILE_ROWS, COLUMNS=_TILE_COLUMNS, num_warps=4
+        matrix, out, rows, columns, out.stride(0), ROWS=_TILE_ROWS, COLUMNS=_TILE_COLUMNS, num_warps=_TILE_WARPS
     )

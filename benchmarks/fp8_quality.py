@@ -97,7 +97,7 @@ def _evaluation(process: subprocess.Popen[str], place: Path) -> Found:
     if code := process.wait():
         sys.exit(f"{place.name}: exit code {code}\n{(place / 'log').read_text(errors='replace')[-_LOG:]}")
     for line in (place / "log").read_text(errors="replace").splitlines():
-        if any(said in line for said in ("in FP8", "fast path", "plain path", "differ")):
+        if any(said in line for said in ("frozen base", "fast path", "plain path", "differ")):
             print(f"{place.name}: {line}", file=sys.stderr)
     found: Found = json.loads((place / "out" / "run-1" / paths.EVALUATION).read_text())
     return found
@@ -118,6 +118,7 @@ def compared(fp8: Found, bf16: Found) -> Found:
         "losses": {name: [round(one, 4) for one in pair] for name, pair in pairs.items()},
         "off_percent": {name: round(100 * share, 3) for name, share in off.items()},
         "computed_by": [one["training"].get("computedBy") for one in (fp8, bf16)],
+        "frozen_base": fp8["training"].get("frozenBase"),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune_contract import paths
 from finetune_contract.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.fast import choice as fast_choice
@@ -113,6 +114,8 @@ def test_a_whole_run_learns_what_it_learns_without(tmp_path: Path, card: None) -
     found = train(make_case(tmp_path / "fp8", spec=IN_FP8, total_steps=9))
 
     assert "frozen weights in FP8" in found.evaluation["training"]["computedBy"]
+    assert found.evaluation["training"]["frozenBase"].startswith("FP8; held-out loss before training")
+    assert "| Frozen base model | FP8; held-out loss" in (found.run / paths.MODEL_CARD).read_text()
     assert found.losses != plain.losses
     assert found.losses == pytest.approx(plain.losses, rel=0.02)
     assert found.held_out_losses == pytest.approx(plain.held_out_losses, rel=0.02)

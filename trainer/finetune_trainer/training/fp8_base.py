@@ -31,9 +31,11 @@ LEAST_CAPABILITY = (8, 9)
 """Ada; its products are the first in FP8."""
 
 
-def use_fp8(model: Any, rows: Sequence[Row], *, prepared: Prepared) -> None:
-    """Have a model with untrained adapters hold its frozen linear layers in FP8. Raises CONFIG_INVALID where the card
-    has no such products, where the model has no such layers, and where its loss changes by more than the bound.
+def use_fp8(model: Any, rows: Sequence[Row], *, prepared: Prepared) -> str:
+    """Have a model with untrained adapters hold its frozen linear layers in FP8; return what that does to its loss.
+
+    Raises CONFIG_INVALID where the card has no such products, where the model has no such layers, and where the loss
+    changes by more than the bound.
     """
     require_card()
     measured = some(rows)
@@ -41,11 +43,11 @@ def use_fp8(model: Any, rows: Sequence[Row], *, prepared: Prepared) -> None:
     if not hold_in_fp8(model):
         raise _refused("the model has no linear layers that can be held so")
     after = loss_of(model, measured, prepared=prepared)
-    log.info(
-        "held-out loss of %d examples before training: %.4f in FP8, %.4f in bfloat16", len(measured), after, before
-    )
     if reason := too_far(after, before):
         raise _refused(reason)
+    said = f"FP8; held-out loss before training {after:.4f}, in bfloat16 {before:.4f} ({len(measured)} examples)"
+    log.info("frozen base model: %s", said)
+    return said
 
 
 def require_card() -> None:

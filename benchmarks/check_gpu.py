@@ -2,7 +2,8 @@
 
 Kernels against the formula in float32; then small random models of each family, through the compiled path: loss and the
 gradient of every adapter against transformers and PEFT in float32, beside the error that these have themselves in
-bfloat16. NF4 is compared on the dequantised weights. One JSON line a case; the exit code is 1 if one is off.
+bfloat16. NF4 and FP8 are compared on the dequantised weights: FP8 beside the error of PEFT on the same layers, and once
+by products of the dequantised weights, in bfloat16. One JSON line a case; the exit code is 1 if one is off.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.check_fp8 import fp8_is_right, fp8_speed
 from benchmarks.check_kernels import (
     EQUAL,
     RAGGED,
@@ -31,7 +33,9 @@ from benchmarks.check_kernels import (
     relative_error,
 )
 from finetune_contract.spec import Lora
-from finetune_trainer.fast.kernels import attention_choice, gated_mlp
+from finetune_trainer.fast.kernels import attention_choice, fp8, gated_mlp
+from finetune_trainer.fast.kernels.fp8 import dequantised
+from finetune_trainer.fast.layers_fp8 import Fp8Linear, hold_in_fp8
 from finetune_trainer.fast.micro_batches import MicroBatch, StepCollator
 from finetune_trainer.fast.path import FastPath, flat
 from finetune_trainer.model.adapters import attach
@@ -100,6 +104,8 @@ def cases() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         yield f"kernel gated {activation}", partial(gated_is_right, activation)
         yield f"kernel gated {activation}, many tokens", partial(gated_is_right, activation, tokens=32768)
     yield "kernel grouped", grouped_is_right
+    yield "kernel fp8", fp8_is_right
+    yield "kernel fp8, speed", fp8_speed
     for cap in (None, 30.0):
         yield f"kernel loss, cap {cap}", partial(loss_is_right, cap)
     for window, width in ((0, 128), (48, 128), (0, 256), (48, 256)):
@@ -113,6 +119,15 @@ def cases() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     yield "model llama, rank 8", lambda: model_is_right("llama", RAGGED, rank=8)
     yield "model llama, NF4", partial(model_is_right, "llama", RAGGED, quantised=True)
     yield "model gemma3, NF4", lambda: model_is_right("gemma3", RAGGED, quantised=True)
+    for name in ("llama", "gemma3, 128", "qwen2, biases", "phi3", "mixtral"):
+        yield f"model {name}, FP8", partial(model_is_right, name, RAGGED, in_fp8=True)
+    yield "model llama, FP8, recomputed", partial(model_is_right, "llama", RAGGED, in_fp8=True, recompute=True)
+    yield "model llama, FP8 dequantised", _in_products_of_the_dequantised
+
+
+def _in_products_of_the_dequantised() -> dict[str, Any]:
+    with dequantised():
+        return model_is_right("llama", RAGGED, in_fp8=True)
 
 
 def model_is_right(
@@ -122,18 +137,21 @@ def model_is_right(
     recompute: bool = False,
     rank: int = 16,
     quantised: bool = False,
+    in_fp8: bool = False,
 ) -> dict[str, Any]:
     """Compare a model's loss and gradients, compiled, with transformers and PEFT in float32."""
     torch._dynamo.reset()
     attention_choice.fastest[4, SIZE["hidden_size"] // 4, torch.bfloat16] = "cuDNN"
     model = _tuned(name, rank=rank, quantised=quantised)
+    if in_fp8:
+        hold_in_fp8(model)
     rows, step = _examples(lengths)
     path = FastPath(model, compiled=True)
     path.recompute = recompute
     with torch.autocast("cuda", dtype=torch.bfloat16):
         mine, eager = _flat_pass(model, path, step), _flat_pass(model, path, step, compiled=False)
         plain = _plain_pass(model, rows)
-    exact = _plain_pass(_in_float32(model, name, rank=rank, quantised=quantised), rows)
+    exact = _plain_pass(_in_float32(model, name, rank=rank, quantised=quantised or in_fp8), rows)
     error, usual = relative_error(mine[1], exact[1]), relative_error(plain[1], exact[1])
     worst = max(relative_error(mine[2][key], exact[2][key]) for key in exact[2])
     return {
@@ -168,9 +186,7 @@ def _tuned(name: str, *, rank: int, quantised: bool) -> Any:
 
 
 def _in_float32(model: Any, name: str, *, rank: int, quantised: bool) -> Any:
-    """Return the same model, its weights in float32: those of 4 bits dequantised."""
-    import bitsandbytes.functional as bnb
-
+    """Return the same model, its weights in float32: those of 4 and 8 bits dequantised."""
     family, settings = MODELS[name]
     with torch.device("cuda"):
         base = make_model(family, settings, attn_implementation="sdpa").float()
@@ -180,11 +196,19 @@ def _in_float32(model: Any, name: str, *, rank: int, quantised: bool) -> Any:
     missing = exact.load_state_dict(state, strict=False).missing_keys
     assert quantised or not missing, missing
     if quantised:
-        packed = dict(model.named_parameters())
         for key in missing:
-            weight = packed[key]
-            exact.get_parameter(key).data.copy_(bnb.dequantize_4bit(weight.data, weight.quant_state).float())
+            exact.get_parameter(key).data.copy_(_dense(model.get_submodule(key.removesuffix(".weight"))))
     return exact
+
+
+def _dense(layer: Any) -> torch.Tensor:
+    """Return a quantised layer's weight in float32."""
+    if isinstance(layer, Fp8Linear):
+        return fp8.matrix(layer.parts, torch.float32)
+    import bitsandbytes.functional as bnb
+
+    found: torch.Tensor = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    return found
 
 
 def _examples(lengths: tuple[int, ...]) -> tuple[list[dict[str, list[int]]], list[MicroBatch]]:

@@ -14,7 +14,8 @@ EQUAL, RAGGED = (128, 128, 128, 128), (200, 60, 33, 151, 7, 98)
 """Lengths of documents in a row."""
 
 
-def _random(*size: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
+def random_numbers(*size: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
+    """Return the same numbers each time, on the card."""
     generator = torch.Generator("cuda").manual_seed(seed + sum(size))
     return scale * torch.randn(*size, generator=generator, device="cuda")
 
@@ -29,7 +30,7 @@ def nf4_equals_bitsandbytes(*, nested: bool) -> dict[str, Any]:
     import bitsandbytes.functional as bnb
     from triton.testing import do_bench
 
-    weight = _random(14336, 4096, scale=0.02).bfloat16()
+    weight = random_numbers(14336, 4096, scale=0.02).bfloat16()
     packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=nested)
     packed.quant_state = state
     parts = nf4.parts(packed)
@@ -45,13 +46,16 @@ def gated_is_right(activation: str, tokens: int = 192) -> dict[str, Any]:
     """Compare the operation in bfloat16 with autograd in float32, on the same numbers."""
     hidden, width, rank = 256, 512, 16
     x, gate, up, down = (
-        _random(tokens, hidden),
-        *(_random(width, hidden, scale=0.06, seed=n) for n in (1, 2)),
-        _random(hidden, width, scale=0.06),
+        random_numbers(tokens, hidden),
+        *(random_numbers(width, hidden, scale=0.06, seed=n) for n in (1, 2)),
+        random_numbers(hidden, width, scale=0.06),
     )
-    a, b_gate, b_up = _random(2 * rank, hidden, scale=0.06), *(_random(width, rank, scale=0.2, seed=n) for n in (3, 4))
-    low = (a, b_gate, b_up, _random(rank, width, scale=0.06), _random(hidden, rank, scale=0.2))
-    grad = _random(tokens, hidden, seed=9)
+    a, b_gate, b_up = (
+        random_numbers(2 * rank, hidden, scale=0.06),
+        *(random_numbers(width, rank, scale=0.2, seed=n) for n in (3, 4)),
+    )
+    low = (a, b_gate, b_up, random_numbers(rank, width, scale=0.06), random_numbers(hidden, rank, scale=0.2))
+    grad = random_numbers(tokens, hidden, seed=9)
     found = _gated(
         x.bfloat16(), [w.bfloat16() for w in (gate, up, down)], [m.bfloat16() for m in low], activation, grad
     )
@@ -83,11 +87,11 @@ def grouped_is_right() -> dict[str, Any]:
     import bitsandbytes.functional as bnb
 
     hidden, rank, rows = 256, 16, (256, 64, 64)
-    x, grad = _random(192, hidden).bfloat16(), _random(192, sum(rows), seed=9).bfloat16()
-    dense = [_random(one, hidden, scale=0.06, seed=n).bfloat16() for n, one in enumerate(rows)]
+    x, grad = random_numbers(192, hidden).bfloat16(), random_numbers(192, sum(rows), seed=9).bfloat16()
+    dense = [random_numbers(one, hidden, scale=0.06, seed=n).bfloat16() for n, one in enumerate(rows)]
     low = [
-        _random(3 * rank, hidden, scale=0.06),
-        *(_random(one, rank, scale=0.2, seed=n) for n, one in enumerate(rows)),
+        random_numbers(3 * rank, hidden, scale=0.06),
+        *(random_numbers(one, rank, scale=0.2, seed=n) for n, one in enumerate(rows)),
     ]
     low = [one.bfloat16() for one in low]
     result: dict[str, Any] = {"right": True}
@@ -123,7 +127,7 @@ def _grouped_errors(
 
 def loss_is_right(cap: float | None) -> dict[str, Any]:
     """Compare loss and gradient with torch's in float32."""
-    hidden, weight = _random(300, 256).bfloat16(), _random(50257, 256, scale=0.1).bfloat16()
+    hidden, weight = random_numbers(300, 256).bfloat16(), random_numbers(50257, 256, scale=0.1).bfloat16()
     targets = torch.randint(0, 50257, (300,), device="cuda")
     mine, plain = hidden.clone().requires_grad_(), hidden.float().requires_grad_()
     found = loss.counted_loss(mine, targets, loss.Head(weight, scale=0.5, cap=cap))
@@ -146,7 +150,7 @@ def attention_is_right(window: int, width: int) -> dict[str, Any]:
             continue
         starts = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
         layout, tokens = Layout(starts, lengths), sum(lengths)
-        query, key, value, grad = (_random(tokens, heads, width, seed=heads) for heads in (8, 2, 2, 8))
+        query, key, value, grad = (random_numbers(tokens, heads, width, seed=heads) for heads in (8, 2, 2, 8))
         value = value.roll(1, 0)
         scale = width**-0.5
         exact = _attended(attention_backends.Plain(layout), (query, key, value, grad), scale=scale, window=window)

@@ -77,7 +77,7 @@ class Case:
     name: str
     shape: str
     base: str
-    """bf16 or nf4."""
+    """bf16, fp8 or nf4."""
     data: Data
     sides: tuple[Side, ...]
     memory_gb: float | None = None
@@ -103,6 +103,8 @@ CASES = (
     Case("8B NF4 instructions", "llama-8b", "nf4", INSTRUCTIONS, (_OURS, _PACKED, Side(TRL, 8, checkpointing=True))),
     Case("8B NF4 instructions, long run", "llama-8b", "nf4", INSTRUCTIONS, (_OURS,), long_run=True),
     Case("8B bf16 instructions", "llama-8b", "bf16", INSTRUCTIONS, (_OURS, _PACKED)),
+    Case("8B FP8", "llama-8b", "fp8", FIXED, (_OURS,)),
+    Case("8B FP8 instructions", "llama-8b", "fp8", INSTRUCTIONS, (_OURS,)),
     Case("Qwen 3 8B NF4", "qwen3-8b", "nf4", FIXED, (_OURS, _LARGE, _SMALL, _GUIDE)),
     Case("1B bf16", "llama-1b", "bf16", FIXED, (_OURS, _LARGE, _GUIDE)),
     Case("Gemma 3 12B NF4", "gemma3-12b", "nf4", FIXED, (_OURS, _SMALL, _GUIDE)),

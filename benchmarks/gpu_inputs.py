@@ -20,6 +20,7 @@ from finetune_contract import paths
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 WORDS = 16000
+METHODS = {"bf16": "LoRA", "fp8": "LoRA", "nf4": "QLoRA"}
 HELD_OUT = 2
 
 
@@ -72,7 +73,8 @@ def run_config(case: Case, *, steps: int, model: Path, folder: Path, gpu_memory:
     """Return our stages' configuration: nothing is set but what makes the sides do the same work."""
     never = 10 * steps
     spec = {
-        "method": {"bf16": "LoRA", "nf4": "QLoRA"}[case.base],
+        "method": METHODS[case.base],
+        **({"quantization": {"type": "fp8"}} if case.base == "fp8" else {}),
         "model": {"uri": f"file://{model}"},
         "dataset": {
             "uri": f"file://{folder}/data/train.jsonl",

@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.estimate_bench import make_model, tokenizer
 from benchmarks.estimate_settings import SHAPES, Setting
+from benchmarks.gpu_inputs import METHODS
 from benchmarks.gpu_split import split_of
 
 TOKENS_A_STEP = 32768
@@ -53,12 +54,13 @@ def make_loop(options: argparse.Namespace, folder: Path) -> Any:
     from finetune_contract.spec import Precision
     from finetune_trainer.data.dataset import Data
     from finetune_trainer.fast.choice import fast_path
+    from finetune_trainer.fast.layers_fp8 import hold_in_fp8
     from finetune_trainer.model.build import hold_trained
     from finetune_trainer.training.arguments import loop_arguments
     from finetune_trainer.training.loop import Loop
     from tests.support.prepared import make_config, make_resolved
 
-    method = {"bf16": "LoRA", "nf4": "QLoRA"}[options.base]
+    method = METHODS[options.base]
     lengths, batch = lengths_of(options.data, options.steps)
     vocabulary = int(SHAPES[options.shape]["vocab_size"])
     rows = rows_of(lengths, vocabulary=vocabulary, data=options.data)
@@ -67,6 +69,8 @@ def make_loop(options: argparse.Namespace, folder: Path) -> Any:
     if options.plain:
         micro_batch = next(size for size in range(micro_batch, 0, -1) if batch % size == 0)
     model = make_model(Setting(options.shape, method, longest, micro_batch))
+    if options.base == "fp8":
+        hold_in_fp8(model)
     resolved = make_resolved(
         precision=Precision.BFLOAT16, total_steps=options.steps, batch_size=batch, micro_batch_size=micro_batch,
         max_sequence_length=longest, packing=options.data == "instr", gradient_checkpointing=False, lora_alpha=16,
@@ -108,7 +112,7 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-8b")
-    parser.add_argument("--base", choices=["bf16", "nf4"], default="bf16")
+    parser.add_argument("--base", choices=sorted(METHODS), default="bf16")
     parser.add_argument("--data", choices=["fixed", "instr", "long"], default="fixed")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--steps", type=int, default=7)

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-KINDS = ("GEMM", "attention", "elementwise", "loss", "dequantisation", "other", "host")
+KINDS = ("GEMM", "attention", "elementwise", "loss", "dequantisation", "quantisation", "other", "host")
 _LONGEST = 40
+_PARTS = {
+    "attention": ("fmha", "flash", "cudnn", "sdpa", "flex"),
+    "GEMM": ("nvjet", "gemm", "cutlass", "splitk", "cublas"),
+    "loss": ("cross_entropy", "cce", "_softmax"),
+    "dequantisation": ("dequant",),
+    "quantisation": ("_quantise", "_turn"),
+    "elementwise": ("elementwise", "rms", "rope"),
+}
+"""Parts of kernels' names by kind; the first that is found counts."""
 
 
 def split_of(profiled: Any) -> dict[str, Any]:
@@ -43,14 +52,9 @@ def _between(spans: list[tuple[float, float]]) -> float:
 def kind_of(kernel: str) -> str:
     """Return what a kernel is for."""
     name = kernel.lower()
-    if any(part in name for part in ("fmha", "flash", "cudnn", "sdpa", "flex")):
-        return "attention"
-    if any(part in name for part in ("nvjet", "gemm", "cutlass", "splitk", "cublas")):
-        return "GEMM"
-    if name == "_walk" or any(part in name for part in ("cross_entropy", "cce", "_softmax")):
+    if name == "_walk":
         return "loss"
-    if "dequant" in name:
-        return "dequantisation"
-    if name.startswith(("triton_", "_")) or "elementwise" in name or "rms" in name or "rope" in name:
-        return "elementwise"
-    return "other"
+    for kind, parts in _PARTS.items():
+        if any(part in name for part in parts):
+            return kind
+    return "elementwise" if name.startswith(("triton_", "_")) else "other"

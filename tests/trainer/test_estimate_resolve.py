@@ -238,6 +238,42 @@ def test_what_does_not_fit_is_told_what_would(wanted: TuningSpec, gibibytes: int
     assert advice in what_would_fit(wanted, found, shape=LLAMA_8B, gpu_bytes=gibibytes * GIB)
 
 
+def in_fp8(**fields: Any) -> TuningSpec:
+    return TuningSpec.model_validate({**spec(**fields).to_wire(), "quantization": {"type": "fp8"}})
+
+
+@pytest.mark.parametrize(
+    ("device", "refusal"),
+    [
+        pytest.param(CPU, r"quantization\.type is fp8, which a CPU does not multiply", id="CPU"),
+        pytest.param(
+            Device(gpus=1, gpu_type="NVIDIA-A100-SXM4-80GB"), r"the GPU, A100 80GB, .*resources\.gpuType", id="A100"
+        ),
+    ],
+)
+def test_fp8_where_nothing_multiplies_it_is_refused(device: Device, refusal: str) -> None:
+    with pytest.raises(ResolveError, match=refusal):
+        chosen(in_fp8(), device)
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA-H200", "NVIDIA-L4", "nobody-knows-it", None])
+def test_fp8_on_other_gpus_shares_nothing_and_needs_less(kind: str | None) -> None:
+    device = Device(gpus=2, gpu_type=kind, gpu_memory_bytes=20 * GIB)
+
+    found, dense = (chosen(wanted, device, facts(longest=4096, mean=4000)) for wanted in (in_fp8(), spec()))
+
+    assert (found.sharing.zero_stage, dense.sharing.zero_stage) == (0, 3)
+    assert found.estimate.fits
+
+
+def test_what_would_fit_is_without_fp8() -> None:
+    found = chosen(in_fp8(), gpu(12))
+
+    assert "method QLoRA, without quantization.type fp8" in what_would_fit(
+        in_fp8(), found, shape=LLAMA_8B, gpu_bytes=12 * GIB
+    )
+
+
 def test_a_length_beyond_the_model_is_refused() -> None:
     with pytest.raises(ResolveError, match=r"maxSequenceLength is 4096, but the model holds 2048 tokens"):
         chosen(spec(maxSequenceLength=4096), limit=2048)

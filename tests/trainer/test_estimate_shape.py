@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune_contract.activations import count_fast
 from finetune_contract.deepspeed_spec import Offload
 from finetune_contract.estimate import GIB, Tuning, adapter_parameters, estimate
 from finetune_contract.shape import ModelShape, UnknownShapeError
@@ -195,6 +196,19 @@ def test_the_methods_need_what_their_papers_say() -> None:
     assert full.breakdown["gradients"] + full.breakdown["optimizer"] == 12 * LLAMA_8B.parameters()
     assert qlora.per_gpu_bytes < 12 * GIB < lora.per_gpu_bytes < 24 * GIB < 100 * GIB < full.per_gpu_bytes
     assert all(one.per_gpu_bytes == sum(one.breakdown.values()) for one in (lora, qlora, full))
+
+
+def test_linear_layers_in_fp8_take_a_byte_a_weight_but_are_loaded_with_two() -> None:
+    quantised, whole = LLAMA_8B.linear_parameters(), LLAMA_8B.parameters()
+    found = estimate(LLAMA_8B, tuning(sequence_length=256, quantization=Quantization(type="fp8"), fast=True))
+
+    assert found.breakdown["weights"] == quantised + 2 * (whole - quantised)
+    assert found.per_gpu_bytes - found.breakdown["runtime"] == 2 * whole
+    in_eight, dense = (
+        count_fast(LLAMA_8B, Method.LORA, size=2, tokens=8192, in_fp8=in_fp8).buffers for in_fp8 in (True, False)
+    )
+    # A gradient, quantised, and the weights of gate and up, turned round.
+    assert in_eight - dense == 2 * 14336 * (8192 + 4096)
 
 
 def test_recomputation_saves_what_comes_and_goes_only() -> None:

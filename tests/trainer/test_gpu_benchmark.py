@@ -52,6 +52,7 @@ def test_the_report_says_by_how_much_ours_is_faster_and_what_failed() -> None:
         ("_walk", "loss"),
         ("_walk_backward", "elementwise"),
         ("_dequantise", "dequantisation"),
+        ("_quantise", "quantisation"),
         ("triton_poi_fused_add", "elementwise"),
         ("Memset (Device)", "other"),
     ],

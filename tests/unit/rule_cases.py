@@ -122,6 +122,7 @@ def _beside_pods(**term: Any) -> dict[str, Any]:
 GOOD: tuple[Case, ...] = (
     _good("smallest"),
     _good("qlora", spec__method="QLoRA", spec__quantization={"type": "nf4", "doubleQuant": False}),
+    _good("fp8", spec__quantization={"type": "fp8"}, spec__hyperparameters={"precision": "bfloat16"}),
     _good("full", spec__method="Full", spec__hyperparameters={"learningRate": 1e-5}),
     _good("lora-fields", spec__lora={"rank": 8, "alpha": 16, "dropout": 0.05, "targetModules": ["q_proj", "v_proj"]}),
     _good(
@@ -282,7 +283,7 @@ BAD_TYPES: tuple[Case, ...] = (
         "quantization-type",
         job({"spec.method": "QLoRA", "spec.quantization": {"type": "int4"}}),
         "spec.quantization.type",
-        "must be nf4",
+        "must be nf4 or fp8",
     ),
     _bad("learning-rate-text", f"{_HP}.learningRate", "2e-4", "must be a number"),
     _bad("learning-rate-above-one", f"{_HP}.learningRate", 2, "must be at most 1 (is 2)"),
@@ -436,12 +437,41 @@ BAD_RULES: tuple[Case, ...] = (
         {"spec.method": "Full", "spec.lora": {"rank": 8}},
         "lora is for methods LoRA and QLoRA: remove it",
     ),
-    _rule("quantization-with-lora", "spec", {"spec.quantization": {"type": "nf4"}}, "quantization is for method QLoRA"),
-    _rule(
-        "quantization-with-full",
-        "spec",
-        {"spec.method": "Full", "spec.quantization": {"type": "nf4"}},
-        "quantization is for method QLoRA",
+    *(
+        _rule(f"quantization-{name}", field, changes, sentence)
+        for name, field, changes, sentence in (
+            ("with-lora", "spec", {"spec.quantization": {"type": "nf4"}}, "quantization is for method QLoRA, but for"),
+            ("of-no-type", "spec", {"spec.quantization": {}}, "quantization is for method QLoRA, but for type fp8"),
+            (
+                "with-full",
+                "spec",
+                {"spec.method": "Full", "spec.quantization": {"type": "fp8"}},
+                "whose base model is frozen: remove it",
+            ),
+            (
+                "fp8-with-qlora",
+                "spec",
+                {"spec.method": "QLoRA", "spec.quantization": {"type": "fp8"}},
+                "fp8 is for method LoRA",
+            ),
+            (
+                "fp8-twice",
+                "spec.quantization",
+                {"spec.quantization": {"type": "fp8", "doubleQuant": True}},
+                "doubleQuant is for type nf4",
+            ),
+        )
+    ),
+    *(
+        _rule(f"fp8-{name}", "spec", {"spec.quantization": {"type": "fp8"}, **changes}, sentence)
+        for name, changes, sentence in (
+            ("preferences", {"spec.objective": "DPO"}, "fp8 is for objective SFT"),
+            ("precision", {"spec.hyperparameters.precision": "float32"}, "gives its results in bfloat16"),
+            ("dora", {"spec.lora": {"dora": True}}, "need the base model's weights in 16 bits"),
+            ("pissa", {"spec.lora": {"initialization": "pissa"}}, "need the base model's weights in 16 bits"),
+            ("zero", {"spec.deepspeed": {"zeroStage": 3}}, "does not share weights in fp8"),
+            ("offload", {"spec.deepspeed": {"offload": "all"}}, "does not share weights in fp8"),
+        )
     ),
     *(
         _rule(f"zero-{name}", field, {"spec.method": "Full", **changes}, sentence)

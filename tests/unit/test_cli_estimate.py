@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from finetune_operator.cli.__main__ import main
-from tests.unit.rule_cases import job
+from tests.unit.rule_cases import REMOVED, job
 
 CONFIG = {
     "model_type": "llama",
@@ -84,6 +84,21 @@ def test_a_job_says_its_method_gpu_and_length(
     assert f"sequences of 1024 tokens, a GPU of {gibibytes} GiB" in out
     assert _rows(out)["GiB"] == ["QLoRA"]
     assert _rows(out)["micro-batch"] == ["2"]
+
+
+def test_a_base_in_fp8_is_estimated_with_its_method_and_left_out_with_others(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights: dict[tuple[str, str], float] = {}
+    for name, asked in (("FP8", {"type": "fp8"}), ("LoRA", REMOVED)):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(job({"spec.model.uri": model.as_uri(), "spec.quantization": asked})))
+        for method in ("LoRA", "QLoRA", "Full"):
+            assert main(["estimate", str(path), "--method", method]) == 0
+            weights[name, method] = float(_rows(capsys.readouterr().out)["weights"][0])
+
+    assert weights["FP8", "LoRA"] < 0.7 * weights["LoRA", "LoRA"]
+    assert all(weights["FP8", method] == weights["LoRA", method] for method in ("QLoRA", "Full"))
 
 
 def test_nothing_fits_is_an_exit_code(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -632,6 +632,27 @@ def test_the_profiles_defaults_stand_below_the_jobs_own_fields(own, defaults, ex
     assert (wire["epochs"] is None) == ("maxSteps" in expected or "epochs" not in defaults)
 
 
+@pytest.mark.parametrize(
+    ("own", "default", "expected"),
+    [
+        ({}, {"type": "fp8"}, "fp8"),
+        ({"method": "QLoRA"}, {"type": "fp8"}, None),
+        ({"method": "Full"}, {"type": "fp8"}, None),
+        ({"method": "QLoRA"}, {"doubleQuant": False}, "nf4"),
+        ({}, {"doubleQuant": False}, None),
+        ({"quantization": {"type": "fp8"}}, {"doubleQuant": False}, "fp8"),
+        ({"lora": {"dora": True}}, {"type": "fp8"}, None),
+    ],
+    ids=str,
+)
+def test_the_profiles_number_format_is_for_jobs_that_it_goes_with(own, default, expected) -> None:
+    plan = Story(make_spec(**own), make_profile(defaults={"quantization": default})).sees()
+    assert plan.effective is not None
+    found = plan.effective.spec.quantization
+    assert (found and found.type) == expected
+    assert found is None or found.double_quant == ("doubleQuant" not in default or "quantization" in own)
+
+
 def test_what_the_profile_has_filled_in_stands_in_the_status() -> None:
     story = Story(make_spec(resources={"nodes": 2}), make_profile(defaults={"resources": {"nodes": 4, "cpu": 8}}))
     story.sees()

@@ -194,10 +194,10 @@ def test_the_push_to_the_hub_has_a_token_of_its_own_or_the_output_s(own: Manifes
 
 def test_the_trainer_reads_back_what_the_operator_wrote() -> None:
     spec = make_spec(lora={"rank": 8}, lifecycle={"retries": {"max": 1}})
-    resolved = ResolvedStatus(config_hash="h", image="i", gpus=1, gpu=GpuStatus(memory_bytes=80 * 1024**3))
+    resolved = ResolvedStatus(config_hash="h", image="i", gpus=1, gpu=GpuStatus(type="H100", memory_bytes=80 * 1024**3))
     config = config_of(built(spec=spec, status=FineTuneJobStatus(resolved=resolved), attempt=3))
     assert (config.job.attempt, config.spec.lora and config.spec.lora.rank) == (3, 8)
-    assert config.device.gpu_memory_bytes == 80 * 1024**3
+    assert (config.device.gpu_type, config.device.gpu_memory_bytes) == ("H100", 80 * 1024**3)
 
 
 def test_a_claim_is_mounted_once_and_prepare_goes_where_train_can_follow() -> None:

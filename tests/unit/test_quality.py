@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import pytest
 
+from benchmarks.fp8_quality import compared
 from benchmarks.quality import facts, orders
 from benchmarks.quality.facts import CHANCE, CITIES, TRAINED, UNSEEN, Question, homes, lower_end, questions
 from benchmarks.quality.figure import Figure, at_least, at_most, table
@@ -67,3 +69,27 @@ def test_orders_are_answered_by_json_of_the_schema() -> None:
     dice = random.Random(1)  # noqa: S311 - repeatable, not secret
     for _ in range(50):
         validate(json.loads(orders.example(dice)["answer"]), orders.SCHEMA)
+
+
+def _losses(base: float, tuned: float, steps: tuple[float, ...]) -> dict[str, Any]:
+    points = [{"step": number, "value": loss} for number, loss in enumerate(steps, 1)]
+    return {"base": {"loss": base}, "tuned": {"loss": tuned}, "training": {"heldOutLosses": points}}
+
+
+@pytest.mark.parametrize(
+    ("found", "right"),
+    [
+        pytest.param(_losses(3.02, 2.01, (2.5, 2.01)), True, id="near"),
+        pytest.param(_losses(3.04, 2.0, (2.5, 2.0)), False, id="base too far"),
+        pytest.param(_losses(3.0, 2.03, (2.5, 2.0)), False, id="tuned too far"),
+        pytest.param(_losses(3.0, 2.0, (2.4, 2.0)), False, id="a step too far"),
+    ],
+)
+def test_losses_in_fp8_are_held_against_those_in_bfloat16(found: dict[str, Any], right: bool) -> None:
+    assert compared(found, _losses(3.0, 2.0, (2.5, 2.0)))["right"] is right
+
+
+def test_losses_that_have_not_moved_say_nothing() -> None:
+    same = _losses(3.0, 2.95, (2.95,))
+
+    assert compared(same, same)["right"] is False

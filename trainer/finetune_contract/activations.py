@@ -61,6 +61,7 @@ def count(
     micro_batch: int,
     length: int,
     packing: bool,
+    in_fp8: bool = False,
 ) -> Activations:
     """Return the bytes of a micro-batch of `micro_batch` sequences.
 
@@ -82,11 +83,11 @@ def count(
         loss=tile,
         loss_backward=tile + tokens * hidden * (FLOAT + residual) + head,
         head_gradient=head * shape.tied,
-        buffers=_buffers(shape, method, size=size, tokens=tokens),
+        buffers=_buffers(shape, method, size=size, tokens=tokens) + in_fp8 * _in_eight(shape, tokens=tokens),
     )
 
 
-def count_fast(shape: ModelShape, method: Method, *, size: int, tokens: int) -> Activations:
+def count_fast(shape: ModelShape, method: Method, *, size: int, tokens: int, in_fp8: bool = False) -> Activations:
     """Return the bytes of a flat micro-batch of so many tokens on the fast path.
 
     A layer keeps the inputs of its norms and of its linear layers once, queries, keys, values and the result of
@@ -108,8 +109,18 @@ def count_fast(shape: ModelShape, method: Method, *, size: int, tokens: int) -> 
         loss=chunk + 2 * size * tokens * hidden + dequantised + head,
         loss_backward=3 * size * tokens * hidden + dequantised + head,
         head_gradient=head * shape.tied,
-        buffers=size * tokens * (3 * _width(shape) + 2 * hidden) + dequantised,
+        buffers=size * tokens * (3 * _width(shape) + 2 * hidden)
+        + dequantised
+        + in_fp8 * _in_eight(shape, tokens=tokens),
     )
+
+
+def _in_eight(shape: ModelShape, *, tokens: int) -> int:
+    """Return the bytes that the products of frozen weights in FP8 need for a while: the gradient as wide as the MLP,
+    quantised, and the weight turned round.
+    """
+    wide = (2 if shape.gated else 1) * _width(shape)
+    return tokens * wide + shape.hidden * wide
 
 
 def _norms(shape: ModelShape, *, kept: int) -> int:

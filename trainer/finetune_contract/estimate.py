@@ -1,10 +1,11 @@
 """Memory of one GPU at the peak of a training step, from the model's shape alone.
 
-What is there all the time: LoRA holds the base in the computing precision, QLoRA in NF4 (Dettmers et al. 2023: 4 bits a
-weight, 0.127 more for doubly quantised constants, 0.5 without); what is trained is held in float32 with its gradient
-and the optimizer's state: two moments of AdamW make 16 bytes a parameter (Rajbhandari et al. 2020, section 3), in 8
-bits a quarter as much (Dettmers et al. 2021, arXiv:2110.02861: a constant for each 256). Under autocast the 16-bit
-copies of trained weights live as long as the activations of their layer. What comes and goes: `activations.py`.
+What is there all the time: LoRA holds the base in the computing precision, or its linear layers in FP8 (8 bits a
+weight), QLoRA in NF4 (Dettmers et al. 2023: 4 bits a weight, 0.127 more for doubly quantised constants, 0.5 without);
+what is trained is held in float32 with its gradient and the optimizer's state: two moments of AdamW make 16 bytes a
+parameter (Rajbhandari et al. 2020, section 3), in 8 bits a quarter as much (Dettmers et al. 2021, arXiv:2110.02861: a
+constant for each 256). Under autocast the 16-bit copies of trained weights live as long as the activations of their
+layer. What comes and goes: `activations.py`.
 
 A step is highest at one of three moments: when the forward pass ends, in the backward pass of the loss, and in that of
 the last layer; the parts of the highest are the breakdown. `benchmarks/estimate_bench.py` holds it against real peaks
@@ -21,7 +22,7 @@ from finetune_contract.deepspeed_spec import PARTITIONED_WEIGHTS, Offload
 from finetune_contract.prepared import Estimate
 from finetune_contract.shape import ModelShape
 from finetune_contract.sharing import ALONE, BUCKET, LIVE, Sharing
-from finetune_contract.spec import Lora, Method, Optimizer, Precision, Quantization
+from finetune_contract.spec import FP8, Lora, Method, Optimizer, Precision, Quantization
 
 GIB = 1 << 30
 CONTEXT = 850_000_000
@@ -35,6 +36,7 @@ RESERVED_SHARED = 0.06
 USABLE = 0.98
 """Share of a GPU's memory that is planned with."""
 NF4 = 0.5
+BYTE = 1
 CONSTANTS = {True: 0.127 / 8, False: 0.5 / 8}
 FLOAT = 4
 STATE_BYTES: dict[Optimizer, float] = {
@@ -74,6 +76,11 @@ class Tuning:
     fast: bool = False
     """Whether the trainer computes steps on its fast path, as it does on a GPU, if the model has one."""
 
+    @property
+    def in_fp8(self) -> bool:
+        """Whether the frozen linear layers are held in FP8."""
+        return self.method is Method.LORA and self.quantization.type == FP8
+
 
 def estimate(shape: ModelShape, tuning: Tuning, *, gpu_bytes: int | None = None) -> Estimate:
     """Return the breakdown, and whether it fits where the GPU's memory is known."""
@@ -83,6 +90,8 @@ def estimate(shape: ModelShape, tuning: Tuning, *, gpu_bytes: int | None = None)
         **_at_the_peak(shape, tuning, trained),
     }
     breakdown["buffers"] += _sent(shape, tuning)
+    if tuning.in_fp8:  # loaded in 16 bits, measured, and quantised layer by layer then
+        breakdown["buffers"] += max(_size(tuning.precision) * shape.parameters() - sum(breakdown.values()), 0)
     breakdown["runtime"] = _runtime(tuning, sum(breakdown.values()))
     total = sum(breakdown.values())
     fits = None if gpu_bytes is None else total <= USABLE * gpu_bytes
@@ -210,7 +219,8 @@ def _weights(shape: ModelShape, tuning: Tuning) -> int:
     parameters, size = shape.parameters(), _size(tuning.precision)
     match tuning.method:
         case Method.LORA:
-            return parameters * size
+            in_bytes = shape.linear_parameters() if tuning.in_fp8 else 0
+            return in_bytes * BYTE + (parameters - in_bytes) * size
         case Method.QLORA:
             quantised = shape.linear_parameters()
             return (
@@ -249,7 +259,7 @@ def _activations(shape: ModelShape, tuning: Tuning) -> activations.Activations:
     size = _size(tuning.precision)
     if tuning.fast:
         tokens = tuning.micro_batch * tuning.sequence_length
-        return activations.count_fast(shape, tuning.method, size=size, tokens=tokens)
+        return activations.count_fast(shape, tuning.method, size=size, tokens=tokens, in_fp8=tuning.in_fp8)
     return activations.count(
         shape,
         tuning.method,
@@ -259,6 +269,7 @@ def _activations(shape: ModelShape, tuning: Tuning) -> activations.Activations:
         micro_batch=tuning.micro_batch * tuning.sides,
         length=tuning.sequence_length,
         packing=tuning.packing,
+        in_fp8=tuning.in_fp8,
     )
 
 

@@ -20,10 +20,12 @@ class Gpu:
     words: frozenset[str]
     """Words of its product's name that no other kind has all of."""
     memory_bytes: int
+    fp8: bool
+    """Whether it multiplies FP8: compute capability 8.9 and above."""
 
 
-def _gpu(name: str, mebibytes: int, *words: str) -> Gpu:
-    return Gpu(name, frozenset(words), mebibytes * _MIB)
+def _gpu(name: str, mebibytes: int, *words: str, fp8: bool = False) -> Gpu:
+    return Gpu(name, frozenset(words), mebibytes * _MIB, fp8)
 
 
 KNOWN: tuple[Gpu, ...] = (
@@ -31,17 +33,17 @@ KNOWN: tuple[Gpu, ...] = (
     _gpu("V100 16GB", 16384, "V100", "16GB"),
     _gpu("A10", 23028, "A10"),
     _gpu("A10G", 23028, "A10G"),
-    _gpu("L4", 23034, "L4"),
+    _gpu("L4", 23034, "L4", fp8=True),
     _gpu("V100 32GB", 32768, "V100", "32GB"),
     _gpu("A100 40GB", 40960, "A100", "40GB"),
     _gpu("A40", 46068, "A40"),
-    _gpu("L40S", 46068, "L40S"),
+    _gpu("L40S", 46068, "L40S", fp8=True),
     _gpu("RTX A6000", 49140, "RTX", "A6000"),
-    _gpu("H100 80GB", 81559, "H100"),
+    _gpu("H100 80GB", 81559, "H100", fp8=True),
     _gpu("A100 80GB", 81920, "A100", "80GB"),
-    _gpu("H100 NVL", 95830, "H100", "NVL"),
-    _gpu("H200", 143771, "H200"),
-    _gpu("B200", 183359, "B200"),
+    _gpu("H100 NVL", 95830, "H100", "NVL", fp8=True),
+    _gpu("H200", 143771, "H200", fp8=True),
+    _gpu("B200", 183359, "B200", fp8=True),
 )
 """Smallest first."""
 

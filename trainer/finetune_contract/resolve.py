@@ -17,6 +17,7 @@ from finetune_contract.dataset_spec import DatasetFormat
 from finetune_contract.defaults import BETA, EPOCHS, sides, takes_fast_path, usual_rate
 from finetune_contract.estimate import Tuning
 from finetune_contract.fitting import ResolveError, fitting
+from finetune_contract.gpus import known_gpu
 from finetune_contract.prepared import Estimate, Resolved
 from finetune_contract.run_config import Device
 from finetune_contract.shape import ModelShape
@@ -116,6 +117,7 @@ def choose(
     wanted, prefers = spec.hyperparameters, spec.objective is not Objective.SFT
     usual, why = _usual_precision(device, fast_bfloat16=fast_bfloat16)
     precision = _or(wanted.precision, usual, because, "precision", why)
+    _require_fp8(spec, device)
     tuning = Tuning(
         method=spec.method,
         precision=precision,
@@ -147,6 +149,21 @@ def choose(
         estimate=found,
         because=because,
     )
+
+
+def _require_fp8(spec: TuningSpec, device: Device) -> None:
+    """Raise ResolveError where a base in FP8 is asked for that nothing can multiply."""
+    if spec.in_fp8 and not device.gpus:
+        raise ResolveError(
+            "quantization.type is fp8, which a CPU does not multiply: ask for a GPU (resources.gpusPerNode), or remove "
+            "quantization."
+        )
+    known = known_gpu(device.gpu_type) if device.gpu_type else None
+    if spec.in_fp8 and known and not known.fp8:
+        raise ResolveError(
+            f"quantization.type is fp8, which the GPU, {known.name}, does not multiply: ask for another one "
+            "(resources.gpuType; L4, L40S, H100 and newer do), or remove quantization."
+        )
 
 
 def _usual_precision(device: Device, *, fast_bfloat16: bool) -> tuple[Precision, str]:

@@ -53,6 +53,8 @@ class Device(Model):
     """Pods of an attempt."""
     gpu_memory_bytes: int | None = None
     """Memory of one GPU, where it is known before the pod runs: the estimate is held against it."""
+    gpu_type: str | None = None
+    """The GPU's product, as NVIDIA-H100-80GB-HBM3, where it is known before the pod runs."""
 
     @property
     def ranks_per_node(self) -> int:

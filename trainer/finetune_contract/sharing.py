@@ -61,7 +61,7 @@ def offloads(spec: TuningSpec, ranks: int) -> list[Sharing]:
 
 def _can_share(spec: TuningSpec, stage: int) -> bool:
     """Whether a run that did not ask for it may share; the rules of the API refuse the same where it is asked for."""
-    if spec.hyperparameters.optimizer is not Optimizer.ADAMW:
+    if spec.hyperparameters.optimizer is not Optimizer.ADAMW or spec.in_fp8:
         return False
     lora = spec.lora or Lora()
     whole = (

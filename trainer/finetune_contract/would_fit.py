@@ -85,6 +85,8 @@ def _ways(spec: TuningSpec, choice: Choice) -> Iterator[tuple[Method, Sharing]]:
 
 def _advice(spec: TuningSpec, choice: Choice, fits: Tuning) -> str:
     parts = [f"method {fits.method}"] if fits.method is not spec.method else []
+    if parts and spec.in_fp8:
+        parts.append("without quantization.type fp8")
     if fits.sharing.offload is not choice.sharing.offload and not parts:
         parts.append(f"deepspeed.offload {fits.sharing.offload}, with resources.memory for it")
     if fits.sequence_length < choice.max_sequence_length:

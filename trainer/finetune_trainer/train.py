@@ -56,6 +56,7 @@ from finetune_trainer.storage import Store, open_store
 from finetune_trainer.tracing import step
 from finetune_trainer.training.arguments import loop_arguments
 from finetune_trainer.training.dryrun import Plan, fit, largest_divisor, plans
+from finetune_trainer.training.fp8_base import use_fp8
 from finetune_trainer.training.loop import Loop
 from finetune_trainer.watchers import training_of, watch_over
 
@@ -155,6 +156,8 @@ def _get_ready(run: Run) -> tuple[Loop, Measured]:
     # What is quantised is shared out once it is loaded (`quantised.share_quantised`).
     with loading(None if run.config.spec.method is Method.QLORA else sharing):
         model = load_for_training(run.config, resolved, run.fetched.path, run.tokenizer)
+    in_fp8 = run.config.spec.in_fp8
+    frozen_base = use_fp8(model, run.data.validation, prepared=run.prepared) if in_fp8 else None
     preference = _preference(run)
     kind = partial(PreferenceLoop, preference=preference) if preference else Loop
     share = resolved.batch_size // world().size
@@ -195,6 +198,7 @@ def _get_ready(run: Run) -> tuple[Loop, Measured]:
     others = plans(wanted, batch_size=share, free=free)
     # An engine is made once: where its plan does not fit, the next attempt has a smaller micro-batch.
     loop = fit(make, [wanted] if sharing else others)
+    loop.frozen_base = frozen_base
     if isinstance(loop, PreferenceLoop) and preference and preference.needs_reference:
         loop.compare_with(
             with_reference(loop.model, run.data, prepared=run.prepared, config=run.config, store=run.store)

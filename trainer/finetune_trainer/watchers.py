@@ -84,6 +84,7 @@ def training_of(loop: Loop, report: Report, *, resumed_from: int | None) -> Trai
         micro_batch_size=loop.micro_batch,
         gradient_checkpointing=loop.recomputes,
         computed_by=f"fast path: {loop.fast.summary}" if loop.fast else None,
+        frozen_base=loop.frozen_base,
         trained_tokens=trained_tokens(history),
         tokens_per_second=speed,
         mfu=report.mfu(speed),

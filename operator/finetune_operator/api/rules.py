@@ -15,6 +15,7 @@ from finetune_operator.api.constants import MAX_NAME_LENGTH
 from finetune_operator.api.deepspeed_rules import deepspeed_rules
 from finetune_operator.api.evaluation_rules import evaluation_rules
 from finetune_operator.api.pod_template import pod_template_rules
+from finetune_operator.api.quantization_rules import quantization_rules
 from finetune_operator.api.rule import Rule
 
 _BUCKET = "[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
@@ -121,12 +122,7 @@ JOB_RULES: tuple[Rule, ...] = (
         "lora is for methods LoRA and QLoRA: remove it, or set method: LoRA",
         lambda spec: spec.get("method") != "Full" or "lora" not in spec,
     ),
-    Rule(
-        ("spec",),
-        "self.method == 'QLoRA' || !has(self.quantization)",
-        "quantization is for method QLoRA: remove it, or set method: QLoRA",
-        lambda spec: spec.get("method") == "QLoRA" or "quantization" not in spec,
-    ),
+    *quantization_rules(),
     Rule(
         ("spec",),
         f"self.method != 'QLoRA' || !has(self.lora) || {_DEFAULT_START}".replace("self.init", "self.lora.init"),

@@ -28,6 +28,7 @@ def build_run_config(
             gpus=gpus,
             nodes=spec.resources.nodes,
             gpu_memory_bytes=resolved.gpu.memory_bytes if resolved and resolved.gpu and gpus else None,
+            gpu_type=resolved.gpu.type if resolved and resolved.gpu and gpus else None,
         ),
         cache_bytes=_bytes(profile.cache.max_size),
         config_hash=resolved.config_hash if resolved else "",

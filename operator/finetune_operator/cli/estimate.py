@@ -123,7 +123,7 @@ def _of_job(arguments: argparse.Namespace) -> _Question:
         methods=[method],
         uri=spec.model.uri,
         revision=revision,
-        device=_device(spec.resources.gpus, memory, nodes=spec.resources.nodes),
+        device=_device(spec.resources.gpus, memory, nodes=spec.resources.nodes, kind=spec.resources.gpu_type),
     )
 
 
@@ -157,8 +157,8 @@ def _of_model(arguments: argparse.Namespace) -> _Question:
     return _question(spec, arguments, methods=methods, uri=arguments.model, revision=arguments.revision, device=device)
 
 
-def _device(gpus: int, memory: int | None, *, nodes: int = 1) -> Device:
-    return Device(gpus=gpus, nodes=nodes, gpu_memory_bytes=memory if gpus else None)
+def _device(gpus: int, memory: int | None, *, nodes: int = 1, kind: str | None = None) -> Device:
+    return Device(gpus=gpus, nodes=nodes, gpu_memory_bytes=memory if gpus else None, gpu_type=kind if gpus else None)
 
 
 def _question(
@@ -191,7 +191,7 @@ def _question(
 def _with(spec: TuningSpec, method: Method, rank: int | None) -> TuningSpec:
     lora = {**(spec.lora.to_wire() if spec.lora else {}), **({"rank": rank} if rank else {})}
     wire = {**spec.to_wire(), "method": method, "lora": None if method is Method.FULL or not lora else lora}
-    if method is not Method.QLORA:
+    if method is Method.FULL or spec.in_fp8 != (method is Method.LORA):
         wire.pop("quantization", None)
     if method is not Method.FULL and spec.deepspeed and spec.deepspeed.zero_stage in (1, 2):
         wire.pop("deepspeed")  # adapters are shared out by stage 3 or not at all

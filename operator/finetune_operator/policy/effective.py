@@ -17,6 +17,8 @@ from finetune_operator.api.conditions import Reason
 from finetune_operator.api.hashing import config_hash
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.profile import FineTuneProfileSpec
+from finetune_operator.api.quantization_rules import quantization_rules
+from finetune_operator.api.rules import violations
 from finetune_operator.api.views import JobView, ProfileView
 from finetune_operator.policy.endpoints import endpoint_refusal
 from finetune_operator.policy.limits import bounded, refusals
@@ -123,13 +125,19 @@ def _applicable(defaults: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any
     kept = {
         key: value
         for key, value in defaults.items()
-        if not (key == "lora" and method == "Full") and not (key == "quantization" and method != "QLoRA")
+        if not (key == "lora" and method == "Full") and not (key == "quantization" and not _goes_with(defaults, spec))
     }
     own = spec.get("hyperparameters", {})
     length = kept.get("hyperparameters", {})
     if "epochs" in own or "maxSteps" in own:
         kept["hyperparameters"] = {k: v for k, v in length.items() if k not in ("epochs", "maxSteps")}
     return kept
+
+
+def _goes_with(defaults: dict[str, Any], spec: dict[str, Any]) -> bool:
+    """Whether a default of how the base model is held is for jobs like this one."""
+    merged = {"spec": laid_over(defaults, spec)}
+    return not any(violations(merged, in_cluster=True, rules=tuple(quantization_rules())))
 
 
 def _snapshot(job: JobView) -> ProfileView | Problem | None:

@@ -51,7 +51,7 @@ def identity(config: RunConfig, prepared: Prepared) -> dict[str, str]:
     if spec.method is not Method.FULL:
         lora = (spec.lora or Lora()).model_copy(update={"alpha": resolved.lora_alpha})
         found["lora"] = json.dumps(lora.to_wire(), sort_keys=True)
-    if spec.method is Method.QLORA:
+    if spec.method is Method.QLORA or spec.in_fp8:
         found["quantization"] = json.dumps((spec.quantization or Quantization()).to_wire(), sort_keys=True)
     return found
 

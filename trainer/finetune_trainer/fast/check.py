@@ -13,6 +13,7 @@ import torch
 
 from finetune_contract.spec import Precision
 from finetune_trainer.data.dataset import Row
+from finetune_trainer.fast.kernels.fp8 import dequantised
 from finetune_trainer.fast.micro_batches import flatten
 from finetune_trainer.fast.path import FastPath, flat
 from finetune_trainer.logs import log
@@ -35,8 +36,9 @@ def disagreement(model: Any, path: FastPath, rows: Sequence[Row], *, precision: 
         _fast_pass(model, path, short, precision)
         model.zero_grad(set_to_none=True)
         model.eval()
-        found = _fast_pass(model, path, short, precision)
-        expected = _plain_pass(model, short, precision)
+        with dequantised():
+            found = _fast_pass(model, path, short, precision)
+            expected = _plain_pass(model, short, precision)
     finally:
         model.train(was_training)
         model.zero_grad(set_to_none=True)

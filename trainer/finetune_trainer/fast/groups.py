@@ -14,6 +14,7 @@ from torch import nn
 from finetune_trainer.fast.copies import ADAPTER, LOW
 from finetune_trainer.fast.kernels.grouped import grouped
 from finetune_trainer.fast.kernels.nf4 import Parts
+from finetune_trainer.fast.layers_fp8 import Fp8Linear, merged
 
 NAMES = ("q_proj", "k_proj", "v_proj")
 _GROUP, _PLACE = "_fast_group", "_fast_place"
@@ -23,7 +24,7 @@ class Group:
     """Layers with LoRA that are asked about one input."""
 
     def __init__(self, layers: list[Any], weights: list[Parts], dtype: torch.dtype) -> None:
-        """`weights` are the frozen ones of each."""
+        """`weights` are the frozen ones of each; in FP8 one with the rows of all."""
         self._weights, self._counts = [part for each in weights for part in each], [len(each) for each in weights]
         self._biases = [layer.get_base_layer().bias for layer in layers]
         self._low = [layer.__dict__[LOW] for layer in layers]
@@ -77,7 +78,9 @@ def group_layers(module: Any, fast: dict[Any, type], *, weights: Any, dtype: Any
         return {}
     if not all(isinstance(layer.lora_dropout[ADAPTER], nn.Identity) for layer in layers):
         return {}
-    group = Group(layers, [weights(layer) for layer in layers], dtype(layers[0]))
+    bases = [layer.get_base_layer() for layer in layers]
+    in_eight = all(isinstance(base, Fp8Linear) for base in bases)
+    group = Group(layers, [merged(bases)] if in_eight else [weights(layer) for layer in layers], dtype(layers[0]))
     for place, layer in enumerate(layers):
         layer.__dict__.update({_GROUP: group, _PLACE: place})
     return {layer: _classes.setdefault(fast[layer], _grouped_class(fast[layer])) for layer in layers}

@@ -18,8 +18,10 @@ from torch import nn
 from torch.nn.functional import linear, pad
 
 from finetune_trainer.fast.copies import ADAPTER, LOW, copied
+from finetune_trainer.fast.kernels.fp8 import dequantised
 from finetune_trainer.fast.kernels.gated_mlp import ACTIVATIONS, RANKS, TILE_WIDTH, act, gated_mlp
 from finetune_trainer.fast.kernels.nf4 import Parts
+from finetune_trainer.fast.layers_fp8 import Fp8Linear
 
 PARTS = "_nf4_parts"
 """Where a layer in NF4 holds the tensors of its weight."""
@@ -135,7 +137,8 @@ def _weight(layer: Any) -> torch.Tensor:
 
 def frozen(layer: Any) -> Parts:
     """Return the weight of a layer with LoRA."""
-    return layer.__dict__.get(PARTS) or [_weight(layer).detach()]
+    base = layer.get_base_layer()
+    return base.parts if isinstance(base, Fp8Linear) else layer.__dict__.get(PARTS) or [_weight(layer).detach()]
 
 
 def dtype_of(layer: Any) -> torch.dtype:
@@ -171,7 +174,7 @@ def _computes_the_same(module: Any, fast: type) -> bool:
     hidden = module.gate_proj.get_base_layer().in_features
     random = torch.Generator(weight.device).manual_seed(0)
     x = torch.randn(1, 64, hidden, generator=random, device=weight.device, dtype=dtype)
-    with torch.autocast(weight.device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+    with torch.autocast(weight.device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16), dequantised():
         expected = module(x).float()
         with taken_on({module: fast}):
             found = module(x).float()

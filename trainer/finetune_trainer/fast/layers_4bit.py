@@ -9,7 +9,8 @@ import torch
 from peft.tuners.lora.bnb import Linear4bit
 
 from finetune_trainer.fast.copies import copied
-from finetune_trainer.fast.kernels.nf4 import frozen_linear, parts
+from finetune_trainer.fast.kernels.frozen import frozen_linear
+from finetune_trainer.fast.kernels.nf4 import parts
 from finetune_trainer.fast.layers import PARTS, dtype_of, is_lora, is_plain_lora, low_rank
 
 

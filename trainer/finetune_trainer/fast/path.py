@@ -29,6 +29,7 @@ from finetune_trainer.fast.kernels import attention, attention_choice, attention
 from finetune_trainer.fast.kernels.layout import Layout, laid_out
 from finetune_trainer.fast.kernels.loss import counted_loss, head_of
 from finetune_trainer.fast.layers import dtype_of, fast_gated_mlp, fast_linear, frozen, is_lora, taken_on
+from finetune_trainer.fast.layers_fp8 import is_held_in_fp8
 from finetune_trainer.fast.micro_batches import MicroBatch
 from finetune_trainer.model.adapters import has_adapters
 
@@ -65,6 +66,8 @@ class FastPath:
         # A trained weight is held as it is: sharing out puts it elsewhere in memory.
         weight = head.weight if head.weight.requires_grad else head.weight.detach()
         self._head = head_of(text, weight, getattr(head, "bias", None))
+        self.in_fp8 = is_held_in_fp8(model)
+        """Whether frozen weights are held in FP8."""
         self.compiled = compiled
         """Whether the decoder layers are; where they cannot be, whoever finds out says no."""
         self._compiled = _compiled(self._layers) if compiled else []
@@ -75,6 +78,7 @@ class FastPath:
         linears = sum(is_lora(module) for module in self._classes)
         fast = f"{len(self._layers)} decoder layers, {linears} layers with LoRA, {self.gated_mlps} fused gated MLPs"
         slow = f"; {self.slow_linears} layers with LoRA as PEFT computes them" if self.slow_linears else ""
+        fast += ", frozen weights in FP8" if self.in_fp8 else ""
         return fast + slow + ("" if self.compiled or not self._compiled else "; decoder layers not compiled")
 
     @property

@@ -143,6 +143,8 @@ def training_rows(lineage: Lineage) -> list[tuple[str, str]]:
         ("Trained tokens", f"{training.trained_tokens or 0:,}"),
         ("Seed", str(wanted.seed)),
     ]
+    if training.frozen_base:
+        rows.append(("Frozen base model", training.frozen_base))
     if training.stopped_early:
         rows.append(("Stopped early", training.stopped_early))
     if resolved.beta is not None:

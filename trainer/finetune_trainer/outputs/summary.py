@@ -33,6 +33,8 @@ class Training(Model):
     gradient_checkpointing: bool | None = None
     computed_by: str | None = None
     """What the steps were computed by, beside transformers and PEFT."""
+    frozen_base: str | None = None
+    """How the frozen base model was held, where that is not the number format of the computation, and what it cost."""
     trained_tokens: int | None = None
     """Over all attempts, prompts included."""
     tokens_per_second: float | None = None

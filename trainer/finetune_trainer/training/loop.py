@@ -56,6 +56,8 @@ class Loop(FlatTrainer):
     """One run's training loop."""
 
     control: TrainerControl
+    frozen_base: str | None = None
+    """How the frozen base model is held, for the results."""
 
     def __init__(
         self,

@@ -4,8 +4,8 @@ What PEFT computes in 15 operations takes three large products forward and three
 two kernels that read each number once: LoRA's own part of gate and up is added where their activation is computed, and
 of what is as wide as the MLP only gate and up themselves are kept; their product is computed again on the way back.
 
-Weights are frozen, dense or in 4 bits (`nf4.Parts`). A pair of LoRA matrices is `a` (rank, inputs) and `b` (outputs,
-rank), its scale multiplied into one of them; both gradients are those of what is passed.
+Weights are frozen, dense, in 4 bits or in FP8 (`frozen`). A pair of LoRA matrices is `a` (rank, inputs) and `b`
+(outputs, rank), its scale multiplied into one of them; both gradients are those of what is passed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.fast.kernels.nf4 import Parts, matrix
+from finetune_trainer.fast.kernels import frozen
+from finetune_trainer.fast.kernels.nf4 import Parts
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 """By name: x * sigmoid(x), and GELU by tanh and by erf (Hendrycks & Gimpel 2016, arXiv:1606.08415, section 2)."""
@@ -54,11 +55,10 @@ def gated_mlp(
     """
     hidden, width = x.shape[-1], b_gate.shape[0]
     low = x @ a.t()
-    gated = x @ matrix(gate, width, hidden, x.dtype).t()
-    raised = x @ matrix(up, width, hidden, x.dtype).t()
+    gated, raised = frozen.forward(x, (gate, up), (width, width))
     inner = _forward(gated, raised, low, b_gate, b_up, activation)
     low_down = inner @ a_down.t()
-    out = inner @ matrix(down, hidden, width, x.dtype).t()
+    (out,) = frozen.forward(inner, (down,), (hidden,))
     out.addmm_(low_down, b_down.t())
     return out, gated, raised, low, low_down
 
@@ -97,12 +97,11 @@ def gated_mlp_backward(
     activation: str,
 ) -> tuple[torch.Tensor, ...]:
     """Return the gradients of x, a, b_gate, b_up, a_down and b_down."""
-    (hidden, width), rank = (x.shape[-1], b_gate.shape[0]), b_gate.shape[1]
+    (width, rank), hidden = b_gate.shape, x.shape[-1]
     back = grad @ b_down
-    inner = grad @ matrix(down, hidden, width, x.dtype)  # its gradient, without LoRA's part; the kernel puts it itself
+    inner = frozen.backward((grad,), (down,), width)  # its gradient, without LoRA's part; the kernel puts it itself
     gated, raised, low_back = _backward(gated, raised, low, b_gate, b_up, inner, back, a_down, activation)
-    grad_x = gated @ matrix(gate, width, hidden, x.dtype)
-    grad_x.addmm_(raised, matrix(up, width, hidden, x.dtype))
+    grad_x = frozen.backward((gated, raised), (gate, up), hidden)
     grad_x.addmm_(low_back, a)
     low_gate, low_up = torch.split(low, rank, dim=1)
     return (

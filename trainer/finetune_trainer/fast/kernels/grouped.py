@@ -3,17 +3,20 @@
 LoRA's first matrices are one product, and so are their gradients; the gradients of the input are added up inside the
 products instead of by kernels between them. Biases and all that comes after stay with the compiler.
 
-Weights are frozen, dense or in 4 bits (`nf4.Parts`), and passed one after the other with the number of tensors of each.
+Weights are frozen, dense, in 4 bits or in FP8 (`frozen`), and passed one after the other with the number of tensors of
+each. Those in FP8 may be one weight with the rows of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 
-from finetune_trainer.fast.kernels.nf4 import Parts, matrix
+from finetune_trainer.fast.kernels import frozen
+from finetune_trainer.fast.kernels.nf4 import Parts
 
 
 @torch.library.custom_op(
@@ -29,10 +32,9 @@ def grouped(
     `a` (all ranks, inputs) has the first matrices one above the other, `b` the second ones (outputs, rank).
     """
     low = x @ a.t()
-    out = x.new_empty((x.shape[0], sum(len(one) for one in b)))
-    columns, ranks = torch.split(out, [len(one) for one in b], 1), torch.split(low, [one.shape[1] for one in b], 1)
-    for weight, second, mine, rank in zip(_each(weights, counts), b, columns, ranks, strict=True):
-        torch.mm(x, matrix(weight, len(second), x.shape[1], x.dtype).t(), out=mine)
+    rows, ranks = [len(one) for one in b], [one.shape[1] for one in b]
+    out = frozen.side_by_side(x, _each(weights, counts), rows)
+    for second, mine, rank in zip(b, torch.split(out, rows, 1), torch.split(low, ranks, 1), strict=True):
         mine.addmm_(rank, second.t())
     return out, low
 
@@ -65,15 +67,12 @@ def grouped_backward(
     rows, ranks = [len(one) for one in b], [one.shape[1] for one in b]
     parts = (torch.split(one, ranks, 1) for one in (low, back))
     slots = torch.split(grad_b, [one.numel() for one in b])
-    grad_x: torch.Tensor | None = None
-    for weight, second, mine, low_part, back_part, slot in zip(
-        _each(weights, counts), b, torch.split(grad, rows, 1), *parts, slots, strict=True
-    ):
+    each = torch.split(grad, rows, 1)
+    for second, mine, low_part, back_part, slot in zip(b, each, *parts, slots, strict=True):
         torch.mm(mine, second, out=back_part)
         torch.mm(mine.t(), low_part, out=slot.view_as(second))
-        dense = matrix(weight, len(second), x.shape[1], x.dtype)
-        grad_x = mine @ dense if grad_x is None else grad_x.addmm_(mine, dense)
-    assert grad_x is not None  # noqa: S101
+    frozen_ones = _each(weights, counts)
+    grad_x = frozen.backward([grad] if len(frozen_ones) == 1 else each, frozen_ones, x.shape[1])
     grad_x.addmm_(back, a)
     return grad_x, back.t() @ x, grad_b
 
@@ -84,11 +83,9 @@ def _(grad: torch.Tensor, x: torch.Tensor, low: torch.Tensor, weights: Parts, co
     return torch.empty_like(x), torch.empty_like(a), x.new_empty(sum(one.shape[0] * one.shape[1] for one in b))
 
 
-def _each(weights: Parts, counts: Sequence[int]) -> Iterator[Parts]:
-    at = 0
-    for count in counts:
-        yield list(weights[at : at + count])
-        at += count
+def _each(weights: Parts, counts: Sequence[int]) -> list[Parts]:
+    ends = list(accumulate(counts))
+    return [list(weights[end - count : end]) for end, count in zip(ends, counts, strict=True)]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:

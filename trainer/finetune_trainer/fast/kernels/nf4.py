@@ -1,11 +1,11 @@
-"""Linear layers on frozen 4-bit weights: dequantised for each product into a buffer that all of them share.
+"""Frozen 4-bit weights: dequantised for each product into a buffer that all of them share.
 
 bitsandbytes' own operation keeps a dequantised weight alive from each layer, or a compiler does: it finds that forward
 and backward pass want the same matrix. In here the matrix never leaves the operation, so that one buffer is enough, as
 large as the largest weight. The numbers are bitsandbytes', bit for bit (Dettmers et al. 2023, arXiv:2305.14314, section
 3: NF4 in blocks of 64, the blocks' constants in 8 bits in blocks of 256).
 
-A frozen weight is passed as a list of tensors: the dense matrix alone, or what `parts` makes of a 4-bit one.
+A frozen weight is passed as a list of tensors (`frozen`): the dense matrix alone, or what `parts` makes of a 4-bit one.
 """
 
 from __future__ import annotations
@@ -69,46 +69,3 @@ def _dequantise(weight: Parts, out: torch.Tensor) -> None:
         constants = codes[constants.int()] * scale + offset
     nibbles = torch.stack((packed >> 4, packed & 15), dim=1).flatten()
     out.copy_(code[nibbles.int()] * constants.repeat_interleave(BLOCK)[: nibbles.numel()])
-
-
-@torch.library.custom_op(
-    "finetune::frozen_linear", mutates_args=(), schema="(Tensor x, Tensor[] weight, int rows) -> Tensor"
-)
-def frozen_linear(x: torch.Tensor, weight: Parts, rows: int) -> torch.Tensor:
-    """Return x (tokens, columns) times the transpose of a frozen matrix (rows, columns)."""
-    return x @ matrix(weight, rows, x.shape[-1], x.dtype).t()
-
-
-@frozen_linear.register_fake
-def _(x: torch.Tensor, weight: Parts, rows: int) -> Any:
-    del weight
-    return x.new_empty((x.shape[0], rows))
-
-
-@torch.library.custom_op(
-    "finetune::frozen_linear_backward", mutates_args=(), schema="(Tensor grad, Tensor[] weight, int columns) -> Tensor"
-)
-def frozen_linear_backward(grad: torch.Tensor, weight: Parts, columns: int) -> torch.Tensor:
-    """Return the gradient of x."""
-    return grad @ matrix(weight, grad.shape[-1], columns, grad.dtype)
-
-
-@frozen_linear_backward.register_fake
-def _(grad: torch.Tensor, weight: Parts, columns: int) -> Any:
-    del weight
-    return grad.new_empty((grad.shape[0], columns))
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    del output
-    x, weight, _ = inputs
-    ctx.columns = x.shape[-1]
-    ctx.save_for_backward(*weight)
-
-
-def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-    weight = list(ctx.saved_tensors)
-    return frozen_linear_backward(grad, weight, ctx.columns), [None] * len(weight), None
-
-
-frozen_linear.register_autograd(_backward, setup_context=_keep)

@@ -120,16 +120,11 @@ def main() -> None:
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--profile", type=Path)
-    parser.add_argument("--flash", help="folder of a flash_attn_interface that takes the place of torch's kernels")
     options = parser.parse_args()
-    import sys
 
     import torch
 
     from finetune_trainer.training.dryrun import dry_run
-
-    if options.flash:
-        sys.path.insert(0, options.flash)
 
     profiled = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) if options.profile else None
     times: list[tuple[float, float, float]] = []

@@ -15,7 +15,13 @@ from finetune_operator.api.status import Restarts
 from finetune_operator.policy import waiting
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.feed import Feed
-from finetune_operator.runtime.gateway import ConflictError, NotLeadingError, RejectedError, TransientError
+from finetune_operator.runtime.gateway import (
+    ConflictError,
+    DeniedError,
+    NotLeadingError,
+    RejectedError,
+    TransientError,
+)
 from finetune_operator.runtime.loop import Loop
 from finetune_operator.runtime.queue import WorkQueue
 from finetune_operator.runtime.reconciler import Reconciler, Wiring
@@ -132,6 +138,33 @@ async def test_a_job_that_the_api_server_refuses_is_said_once_and_tried_again(op
     gateway.create_job = taken
     await operator.reconciler.reconcile(KEY)
     assert len(gateway.objects["Job"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "stage"), [(1, "train"), (2, "prepare")], ids=["one pod", "several pods would wait for one"]
+)
+async def test_where_a_policy_takes_no_job_for_prepare_the_training_pod_prepares(gateway, nodes, stage) -> None:
+    gateway.add("FineTuneJob", {**make_body(), "spec": make_spec(resources={"nodes": nodes})})
+    operator = Operator(gateway)
+    await operator.feed.relist(gateway)
+    create = gateway.create_job
+
+    async def needs_a_queue(manifest):
+        if manifest["metadata"]["name"].endswith("-prep"):
+            raise DeniedError("ValidatingAdmissionPolicy 'queues' denied request: every Job names a queue")
+        return await create(manifest)
+
+    gateway.create_job = needs_a_queue
+    with pytest.raises(DeniedError):
+        await operator.reconciler.reconcile(KEY)
+    assert "every Job names a queue" in gateway.events[-1].message
+    assert reason_of(gateway, "Prepared") == "JobRefused"
+    gateway.create_job = create
+    await operator.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    assert job["metadata"]["labels"]["finetuning.dev/stage"] == stage
+    first = job["spec"]["template"]["spec"].get("initContainers", job["spec"]["template"]["spec"]["containers"])[0]
+    assert first["name"] == "prepare"
 
 
 async def test_a_status_write_that_fails_creates_nothing(operator, gateway) -> None:

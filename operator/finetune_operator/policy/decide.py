@@ -112,6 +112,20 @@ def refused(job: JobView, now: datetime, message: str) -> Plan:
     return _plan(View(job=job), draft, Step(), None)
 
 
+def denied(job: JobView, effective: Effective, now: datetime, message: str) -> Plan:
+    """Return what follows where a policy takes no such Job: one for prepare is done without, if one pod trains.
+
+    As where every Job has to name a queue, which the training Job does (job-traps 10).
+    """
+    resolved, draft = job.status.resolved, Draft(job, now)
+    if resolved is None or current_stage(draft) == "train" or not _can_prepare_in_pod(effective):
+        return refused(job, now, message)
+    draft.set(resolved=resolved.model_copy(update={"prepares_in_pod": True}))
+    message = f"the training pod prepares, since the Job for it was refused: {message}"
+    draft.condition(T.PREPARED, False, Reason.JOB_REFUSED, message)
+    return _plan(View(job=job), draft, Step(), None)
+
+
 def is_terminal(status: FineTuneJobStatus) -> bool:
     """Whether the job has ended: nothing follows but a new run, if one is asked for, and what cleans up."""
     return any(item.type in (T.COMPLETE, T.FAILED) and item.status == "True" for item in status.conditions)
@@ -181,9 +195,13 @@ def _begin(view: View, draft: Draft, effective: Effective, *, now: datetime) -> 
 
 
 def _prepares_in_pod(effective: Effective) -> bool:
-    """Whether the training pod prepares: one of several would have the others wait for it."""
-    wanted = effective.profile_spec.prepare.mode is PrepareMode.IN_POD
-    return wanted and effective.spec.resources.nodes == 1
+    """Whether the training pod is to prepare from the beginning."""
+    return effective.profile_spec.prepare.mode is PrepareMode.IN_POD and _can_prepare_in_pod(effective)
+
+
+def _can_prepare_in_pod(effective: Effective) -> bool:
+    """Whether the training pod may prepare: one of several would have the others wait for it."""
+    return effective.spec.resources.nodes == 1
 
 
 def _advance(view: View, draft: Draft, effective: Effective, *, now: datetime, settings: PolicySettings) -> Step:

@@ -45,6 +45,23 @@ def test_the_rules_python_twin_says_the_same(case: Case) -> None:
     assert any(case.sentence in message for _, message in violations(case.manifest, in_cluster=True))
 
 
+BOMB = "\n".join(
+    [
+        "apiVersion: finetuning.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: bomb}\nspec:\n  a0: &a0 [x]",
+        *(f"  a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)),
+    ]
+)
+"""A line a level, and a billion values: what `finetune` says of it is in tests/unit/test_cli_validate.py."""
+
+
+def test_a_manifest_that_unfolds_without_end_is_refused_unread(cluster: LocalCluster, anywhere: str) -> None:
+    with pytest.raises(KubectlError, match="excessive aliasing"):
+        cluster.kubectl("apply", "-n", anywhere, "-f", "-", input=BOMB)
+    path = f"/apis/finetuning.dev/v1alpha1/namespaces/{anywhere}/finetunejobs"
+    code, answer = cluster.api.request("POST", path, BOMB, content_type="application/yaml")
+    assert (code, "excessive aliasing" in answer["message"]) == (400, True)
+
+
 FULL = job(
     {
         "spec.lora": {"rank": 8},

@@ -125,6 +125,15 @@ def test_configuration_and_ca_come_in_annotations_and_no_config_map_is_needed() 
     assert "configMap" not in str(manifest)
 
 
+def test_what_a_template_says_in_our_place_does_not_count() -> None:
+    """The API server refuses it; an older CRD, or a profile that was stored before the rule, may not have."""
+    ours, mine = built(), {"finetuning.dev/stage": "prepare", "finetuning.dev/job-uid": "x", "team": "support"}
+    added = {"labels": mine, "annotations": {"finetuning.dev/config": "{}", "finetuning.dev/progress-ca": "x"}}
+    for spec, profile in ((make_spec(podTemplate=added), {}), (make_spec(), {"podTemplate": added})):
+        meta, expected = (job["spec"]["template"]["metadata"] for job in (built("train", spec, profile), ours))
+        assert meta == {**expected, "labels": {**expected["labels"], "team": "support"}}
+
+
 def test_the_only_token_is_bound_to_this_job_by_its_audience() -> None:
     volumes = pod_of(built())["volumes"]
     tokens = [s["serviceAccountToken"] for v in volumes for s in v.get("projected", {}).get("sources", [])]

@@ -167,6 +167,24 @@ async def test_where_a_policy_takes_no_job_for_prepare_the_training_pod_prepares
     assert first["name"] == "prepare"
 
 
+async def test_a_jobs_own_labels_and_annotations_are_not_taken_for_ours(operator, gateway) -> None:
+    await operator.reconciler.reconcile(KEY)
+    (plain,) = gateway.objects.pop("Job").values()
+    gateway.objects["Job"] = {}
+    body = await _only(gateway)
+    labels = {**plain["metadata"]["labels"], "finetuning.dev/attempt": "7", "finetuning.dev/job-uid": "uid-of-another"}
+    annotations = {**plain["spec"]["template"]["metadata"]["annotations"], "finetuning.dev/config": "{}"}
+    meta = {**body["metadata"], "labels": labels, "annotations": annotations}
+    gateway.add("FineTuneJob", {"metadata": meta, "spec": body["spec"]})
+    again = Operator(gateway)
+    await again.feed.relist(gateway)
+    await again.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    for each in (plain, job):
+        each["metadata"] = {name: each["metadata"][name] for name in ("name", "labels", "ownerReferences")}
+    assert job == plain
+
+
 async def test_a_status_write_that_fails_creates_nothing(operator, gateway) -> None:
     gateway.fail_next = TransientError("503")
     with pytest.raises(TransientError):

@@ -208,6 +208,36 @@ async def test_a_job_that_the_watch_has_not_brought_yet_is_not_taken_for_deleted
     assert (status.attempt, status.restarts) == (1, Restarts())
 
 
+@pytest.mark.parametrize(
+    ("restarts", "name"),
+    [(False, "-r1-a2-prep"), (True, "-r1-a1-prep")],
+    ids=["is another attempt", "and whose operator went with it, leaves no trace"],
+)
+async def test_a_job_deleted_before_the_status_says_that_it_is_there(operator, gateway, restarts, name) -> None:
+    await operator.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    gateway.objects["Job"].clear()
+    if restarts:
+        operator = Operator(gateway)
+        await operator.feed.relist(gateway)
+    else:
+        operator.feed.gone("Job", job["metadata"]["uid"])
+    for _ in range(2):
+        await operator.reconciler.reconcile(KEY)
+        operator.now += timedelta(seconds=5)
+    assert [made.endswith(name) for _, made in gateway.objects["Job"]] == [True]
+
+
+async def test_jobs_that_are_gone_are_forgotten_with_their_finetunejob(operator, gateway) -> None:
+    await operator.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    ours = operator.cache.job(KEY)
+    operator.feed.gone("FineTuneJob", ours.uid)
+    operator.feed.gone("Job", job["metadata"]["uid"])
+    operator.cache.put_job(ours)
+    assert operator.cache.snapshot(KEY, None).gone is None
+
+
 async def test_a_list_drops_what_was_deleted_while_the_watch_was_down(operator, gateway) -> None:
     gateway.objects["FineTuneJob"].clear()
     gateway.add("FineTuneJob", make_body("other"))
@@ -516,7 +546,9 @@ async def test_a_job_that_vanishes_before_it_was_written_down_waits_for_its_pods
     pod = gateway.add("Pod", _pod_of(job, phase="Running"))
     gateway.objects["Job"].clear()
     operator.feed.gone("Job", job["metadata"]["uid"])
-    await operator.reconciler.reconcile(KEY)
+    for _ in range(2):
+        await operator.reconciler.reconcile(KEY)
+        operator.now += timedelta(seconds=5)
     assert gateway.objects["Job"] == {}
     gateway.objects["Pod"].clear()
     operator.feed.gone("Pod", pod["metadata"]["uid"])

@@ -80,11 +80,21 @@ def _go_on(view: View, effective: Effective | Problem, *, now: datetime, setting
         draft.condition(T.VALIDATED, False, effective.reason, effective.message)
         return _plan(view, draft, Step(), None)
     draft.condition(T.VALIDATED, True, Reason.VALID, "the spec can be run")
+    _recall(view, draft)
     step = _held(view, draft, effective, now=now)
     if step is None:
         _begin(view, draft, effective, now=now)
         step = _late(view, draft, effective, now=now) or _advance(view, draft, effective, now=now, settings=settings)
     return _plan(view, draft, step, effective)
+
+
+def _recall(view: View, draft: Draft) -> None:
+    """Take a Job for seen that went before the status said that it was there: its name is used (job-traps 3)."""
+    gone, status = view.gone, draft.status
+    if gone is None or status.job is not None:
+        return
+    if (gone.stage, gone.run, gone.attempt) == (current_stage(draft), status.run, status.attempt):
+        draft.set(job=JobReference(name=gone.name, uid=gone.uid))
 
 
 def _held(view: View, draft: Draft, effective: Effective, *, now: datetime) -> Step | None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+_JSON = "application/json"
+
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
@@ -61,13 +63,15 @@ class Api:
             raise RuntimeError(f"POST {path}: {status} {message}")
         return answer
 
-    def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
-        """Send one request; a server that is not there is status 0."""
+    def request(
+        self, method: str, path: str, body: dict[str, Any] | str | None = None, *, content_type: str = _JSON
+    ) -> tuple[int, Any]:
+        """Send one request, text as it is; a server that is not there is status 0."""
         target = urlsplit(self.credentials.server)
         connection = http.client.HTTPSConnection(target.hostname or "", target.port, timeout=10, context=self._tls)
-        headers = {"Authorization": f"Bearer {self.credentials.token}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {self.credentials.token}", "Content-Type": content_type}
         try:
-            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+            connection.request(method, path, json.dumps(body) if isinstance(body, dict) else body, headers)
             answer = connection.getresponse()
             return answer.status, _decoded(answer.read())
         except (OSError, http.client.HTTPException) as error:

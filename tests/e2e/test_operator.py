@@ -28,6 +28,7 @@ def test_the_main_path_ends_with_outputs_and_every_word_for_gitops(start) -> Non
     assert status["observedGeneration"] == 1
     assert [item["metadata"]["labels"]["finetuning.dev/stage"] for item in job.children()] == ["prepare", "train"]
     assert {"Prepared", "Training", "Succeeded"} <= set(job.events())
+    assert job.kubectl("get", "configmaps", "-o", "name").split() == ["configmap/kube-root-ca.crt"]
 
 
 def test_progress_loss_and_eta_are_in_the_table_while_it_runs(start) -> None:

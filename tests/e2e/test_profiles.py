@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from dev.cluster.local import LocalCluster
+from dev.cluster.local import KubectlError, LocalCluster
 from dev.operator import LocalOperator
 from tests.support.jobs import RunningJob, make_manifest
 
@@ -68,6 +69,45 @@ def test_the_training_pod_prepares_where_the_profile_says_so(start, has_profile,
     assert ("dataset" in status) == (ends == "Succeeded")
     (one,) = job.children()
     assert [item["name"] for item in one["spec"]["template"]["spec"]["initContainers"]] == ["prepare", "fetch"]
+
+
+@pytest.mark.usefixtures("operator")
+def test_the_training_pod_prepares_where_a_policy_takes_only_jobs_of_a_queue(start, has_profile, queues_only) -> None:
+    has_profile()
+    job = start()
+    job.reaches("Succeeded")
+    (one,) = job.children()
+    assert [item["name"] for item in one["spec"]["template"]["spec"]["initContainers"]] == ["prepare", "fetch"]
+    assert job.events().count("JobRefused") == 1
+
+
+@pytest.fixture
+def queues_only(cluster: LocalCluster, namespace: str) -> Iterator[None]:
+    """Have the API server refuse prepare's Jobs in this namespace."""
+    where = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+    rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
+    check = {"expression": "!object.metadata.name.endsWith('-prep')", "message": "every Job names a queue"}
+    policy = {"matchConstraints": {"resourceRules": [rule], **where}, "validations": [check]}
+    binding = {"policyName": namespace, "validationActions": ["Deny"]}
+    for kind, spec in (("", policy), ("Binding", binding)):
+        body = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": f"ValidatingAdmissionPolicy{kind}"}
+        cluster.kubectl("apply", "-f", "-", input=json.dumps({**body, "metadata": {"name": namespace}, "spec": spec}))
+    until_refused(cluster, namespace)
+    yield
+    for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
+        cluster.kubectl("delete", kind, namespace)
+
+
+def until_refused(cluster: LocalCluster, namespace: str) -> None:
+    """The API server takes a policy up some moments after it was written."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            cluster.kubectl("create", "job", "x-prep", "--image=x", "--dry-run=server", "-n", namespace)
+        except KubectlError:
+            return
+        time.sleep(0.2)
+    raise TimeoutError
 
 
 @pytest.mark.usefixtures("operator")

@@ -109,6 +109,20 @@ def test_a_stranger_with_our_labels_changes_nothing(start, cluster) -> None:
 
 
 @pytest.mark.long
+def test_a_job_that_bears_the_labels_of_another_jobs_children_is_itself_alone(start, cluster, namespace) -> None:
+    other = start("train=nap", name="other")
+    other.reaches("Running")
+    meta = other.children()[-1]["metadata"]
+    manifest = make_manifest("bot")
+    manifest["metadata"] |= {"labels": meta["labels"], "annotations": {"finetuning.dev/config": "{}"}}
+    job = RunningJob(cluster, namespace, manifest)
+    job.reaches("Succeeded")
+    other.reaches("Succeeded")
+    assert [len(one.children()) for one in (job, other)] == [2, 2]
+    assert (job.doubled(), other.doubled()) == ([], [])
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     "status",
     [

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from dev.cluster.local import KubectlError, LocalCluster
+from finetune_operator.api.constants import PRIORITIES
+from finetune_operator.api.job import FineTuneJobSpec, Scheduling
 from finetune_operator.api.rules import violations
-from tests.unit.rule_cases import BAD_RULES, BAD_TYPES, GOOD, JSON_SCHEMA, Case, job
+from tests.unit.rule_cases import AFFINITY, BAD_RULES, BAD_TYPES, GOOD, JSON_SCHEMA, Case, job
 
 
 def apply(cluster: LocalCluster, manifest: dict[str, Any], namespace: str, *flags: str) -> str:
@@ -43,6 +45,23 @@ def test_the_rules_python_twin_says_the_same(case: Case) -> None:
     assert any(case.sentence in message for _, message in violations(case.manifest, in_cluster=True))
 
 
+BOMB = "\n".join(
+    [
+        "apiVersion: finetuning.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: bomb}\nspec:\n  a0: &a0 [x]",
+        *(f"  a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)),
+    ]
+)
+"""A line a level, and a billion values: what `finetune` says of it is in tests/unit/test_cli_validate.py."""
+
+
+def test_a_manifest_that_unfolds_without_end_is_refused_unread(cluster: LocalCluster, anywhere: str) -> None:
+    with pytest.raises(KubectlError, match="excessive aliasing"):
+        cluster.kubectl("apply", "-n", anywhere, "-f", "-", input=BOMB)
+    path = f"/apis/finetuning.dev/v1alpha1/namespaces/{anywhere}/finetunejobs"
+    code, answer = cluster.api.request("POST", path, BOMB, content_type="application/yaml")
+    assert (code, "excessive aliasing" in answer["message"]) == (400, True)
+
+
 FULL = job(
     {
         "spec.lora": {"rank": 8},
@@ -52,6 +71,7 @@ FULL = job(
     }
 )
 SMALL = job()
+HURRIED = job({"spec.scheduling": {"priorityClass": "low", "queuePriority": "low"}})
 MEASURED = job({"spec.evaluation": {"metrics": ["jsonSchema"], "jsonSchema": JSON_SCHEMA}})
 
 FIXED = [
@@ -77,7 +97,35 @@ FREE = [
     ("queue-priority-added-where-scheduling-was-absent", SMALL, {"spec.scheduling": {"queuePriority": "high"}}),
     ("priority-changed", FULL, {"spec.scheduling": {"priorityClass": "high"}}),
     ("priority-removed", FULL, {"spec.scheduling": {"priorityClass": None}}),
+    ("scheduling-removed-with-its-priorities", HURRIED, {"spec.scheduling": None}),
 ]
+OTHER: dict[str, Any] = {
+    "method": "LoRA",
+    "objective": "SFT",
+    "model": {"uri": "hf://organisation/other"},
+    "dataset": {"uri": "s3://data/other.jsonl"},
+    "output": {"uri": "s3://models/other"},
+    "lora": {"rank": 8},
+    "quantization": {"type": "nf4"},
+    "deepspeed": {"zeroStage": 3},
+    "hyperparameters": {"epochs": 1},
+    "evaluation": {"everySteps": 5},
+    "checkpoint": {"keep": 3},
+    "tracking": {"tensorboard": {}},
+    "profile": "a100",
+    "resources": {"cpu": 4},
+    "trainer": {"image": "mine"},
+    "podTemplate": {"labels": {"team": "support"}},
+    "scheduling.nodeSelector": {"pool": "a"},
+    "scheduling.tolerations": [{"operator": "Exists"}],
+    "scheduling.affinity": AFFINITY,
+    "scheduling.queue": "tuning",
+    "scheduling.schedulerName": "volcano",
+    "scheduling.topologyKey": "zone",
+    "scheduling.runtimeClassName": "nvidia",
+    "scheduling.serviceAccountName": "robot",
+}
+"""Another value of every field that is fixed: of those that a small QLoRA job has not, the first one."""
 
 
 def change(cluster: LocalCluster, namespace: str, before: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -98,6 +146,30 @@ def test_what_is_fixed_after_creation_stays(before, changes, cluster: LocalClust
 @pytest.mark.parametrize(("before", "changes"), [row[1:] for row in FREE], ids=[row[0] for row in FREE])
 def test_lifecycle_and_priority_may_change(before, changes, cluster: LocalCluster, namespace: str) -> None:
     change(cluster, namespace, before, changes)
+
+
+def test_every_field_but_lifecycle_and_priorities_is_in_the_table_of_what_is_fixed() -> None:
+    top = {field.alias or name for name, field in FineTuneJobSpec.model_fields.items()}
+    below = {field.alias or name for name, field in Scheduling.model_fields.items()}
+    assert OTHER.keys() == top - {"lifecycle", "scheduling"} | {f"scheduling.{name}" for name in below - {*PRIORITIES}}
+
+
+@pytest.fixture(scope="module")
+def small(cluster: LocalCluster, anywhere: str) -> str:
+    """A job that is there, with nothing in it but what must be."""
+    apply(cluster, job({"spec.method": "QLoRA"}, name="small"), anywhere)
+    return anywhere
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_no_field_that_is_fixed_may_come_or_change(field: str, cluster: LocalCluster, small: str) -> None:
+    *parents, name = field.split(".")
+    changes: dict[str, Any] = {name: OTHER[field]}
+    for parent in parents:
+        changes = {parent: changes}
+    patch = ("--type=merge", "--dry-run=server", "-p", json.dumps({"spec": changes}))
+    with pytest.raises(KubectlError, match=f"spec.{field} is fixed after creation"):
+        cluster.kubectl("patch", "-n", small, "ftj", "small", *patch)
 
 
 def test_kubectl_explain_reads_well(cluster: LocalCluster) -> None:

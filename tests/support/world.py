@@ -46,6 +46,8 @@ class WorldGateway(FakeGateway):
         self.fault_before: BaseException | None = None
         self.fault_after: BaseException | None = None
         self.on_create: Callable[[Body], None] = lambda _manifest: None
+        self.known: set[str] = set()
+        """Names of the Jobs whose creation the operator has heard of since it was started."""
 
     def add(self, kind: Kind, body: Body) -> Body:
         """Store and tell."""
@@ -65,6 +67,7 @@ class WorldGateway(FakeGateway):
         self.on_create(manifest)
         created = await super().create_job(manifest)
         self._strike("fault_after")
+        self.known.add(manifest["metadata"]["name"])
         return created
 
     async def delete_job(self, namespace: str, name: str, *, uid: str) -> None:
@@ -296,6 +299,7 @@ class World:
         self._loop.run_until_complete(self.feed.relist(self.gateway))
         for events in self.gateway.events_of.values():
             events.clear()
+        self.gateway.known = {name for _, name in self.gateway.objects["Job"]}
         self.due = self.now
 
     def deliver(self, kind: Kind, count: int = 1 << 30) -> None:
@@ -351,8 +355,10 @@ class World:
         return deadline is None or self.now < deadline + timedelta(seconds=STUCK)
 
     def _check_creation(self, manifest: Body) -> None:
-        """Never two attempts at once: when a Job is made, no pod of another one lives."""
+        """Never two attempts at once, and no name twice: when a Job is made, no pod of another one lives."""
         name = manifest["metadata"]["name"]
+        manifest["metadata"]["creationTimestamp"] = format_time(self.now)
+        assert name not in self.gateway.known, f"{name} is used twice"
         uid = manifest["metadata"]["ownerReferences"][0]["uid"]
         others = [pod["metadata"]["name"] for pod in self.live_pods() if _owner(pod) != name and _of(pod) == uid]
         assert not others, f"{name} is created while {others} live"

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from finetune_contract import paths
 from finetune_contract.evaluation import GateResult
 from finetune_contract.exit_codes import ExitCode
 from finetune_contract.outcome import TerminationMessage
-from finetune_contract.run_config import RunConfig
+from finetune_contract.run_config import Device, RunConfig
+from finetune_operator.cli.__main__ import main
+from finetune_operator.cli.local_run import LocalRun
 from finetune_trainer.stage import run_stage
 from tests.support.preparing import machine, run_config
 from tests.support.results import write_run
+from tests.unit.rule_cases import job as manifest
 
 AGAIN = "of-the-job-that-was-created-again"
 
@@ -118,3 +122,33 @@ def test_otherwise_the_folder_is_another_jobs(tmp_path: Path, change: Callable[[
 @pytest.mark.usefixtures("earlier")
 def test_a_second_run_was_asked_for(tmp_path: Path) -> None:
     assert last_word(job(tmp_path).of_run(4), tmp_path).exit_code == ExitCode.MODEL_NOT_FOUND
+
+
+FAILED = GateResult.model_validate({"metric": "loss", "max": 0.5, "value": 1.0, "passed": False})
+
+
+@pytest.mark.parametrize(
+    ("if_exists", "gates", "code", "said"),
+    [
+        ("Adopt", (), ExitCode.SUCCESS, "verified: 2 files"),
+        ("Adopt", (FAILED,), ExitCode.GATE_FAILED, "prepare: GateFailed"),
+        ("Fail", (), ExitCode.OUTPUT_EXISTS, "run-1 already belongs to another job"),
+    ],
+    ids=["taken over", "taken over outside a gate", "not wanted"],
+)
+def test_a_local_run_takes_over_what_another_job_has_left(  # noqa: PLR0917
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], if_exists: str, gates: Any, code: int, said: str
+) -> None:
+    """`finetune run` shows and verifies the earlier run's results; there is neither model nor data to train with."""
+    output = {"uri": f"file://{tmp_path}/out", "ifExists": if_exists}
+    body = manifest({"spec.model.uri": "file:///nowhere", "spec.output": output}, name="again")
+    before = LocalRun(name="before", spec=body["spec"], folder=tmp_path / "before", claims=None)
+    run = write_run(before.config(Device()), gates=gates)
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(body))
+
+    assert main(["run", str(path), "--work-dir", str(tmp_path / "again")]) == code
+
+    out, err = capfd.readouterr()
+    assert said in out + err
+    assert (f"manifest  file://{run}/manifest.json" in out) == (if_exists == "Adopt")

@@ -20,11 +20,13 @@ from finetune_trainer.outputs.card import licence_of
         ("---\nlicense: [apache-2.0]\n---\n", {}),
         ("---\nlicense: {\n---\n", {}),
         ("---\n- a list\n---\n", {}),
+        ("---\nlicense: !!bool perhaps\n---\n", {"license": "perhaps"}),
+        ("---\n" + "[" * 5000 + "\n---\n", {}),
         ("---", {}),
         ("# No front matter\n", {}),
         (None, {}),
     ],
-    ids=["one", "a named one", "a list", "broken", "no mapping", "cut off", "none", "no card"],
+    ids=["one", "a named one", "a list", "broken", "no mapping", "a tag", "too deep", "cut off", "none", "no card"],
 )
 def test_the_licence_of_the_base(tmp_path: Path, card: str | None, said: dict[str, str]) -> None:
     if card is not None:

@@ -134,6 +134,9 @@ def test_without_kubectl_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys
     assert "kubectl is not on PATH" in capsys.readouterr().err
 
 
+OUTPUT = make_spec()["output"]
+
+
 @pytest.mark.parametrize(
     ("command", "patch"),
     [
@@ -164,6 +167,27 @@ def test_a_word_is_a_patch(command: str, patch: dict[str, Any]) -> None:
             {"lifecycle": {"suspend": True}, "scheduling": {"priorityClass": "high"}},
             ["+ lifecycle.suspend: true", '+ scheduling.priorityClass: "high"', "It takes effect as the job goes on"],
             id="as it goes on",
+        ),
+        pytest.param(
+            {"output": {**OUTPUT, "ifExists": "Adopt"}, "lifecycle": {"onSpecChange": "Rerun"}},
+            ['+ lifecycle.onSpecChange: "Rerun"', '+ output.ifExists: "Adopt"', "It takes effect as the job goes on"],
+            id="another word about outputs",
+        ),
+        pytest.param(
+            {"output": {**OUTPUT, "ifExists": "Adopt"}},
+            ['+ output.ifExists: "Adopt"', "It is refused: output.ifExists is fixed after creation."],
+            id="another word about outputs of a job that is fixed",
+        ),
+        pytest.param(
+            {"method": "QLoRA", "output": {**OUTPUT, "ifExists": "Adopt"}, "lifecycle": {"onSpecChange": "Rerun"}},
+            [
+                '+ lifecycle.onSpecChange: "Rerun"',
+                '- method: "LoRA"',
+                '+ method: "QLoRA"',
+                '+ output.ifExists: "Adopt"',
+                "It is a new run",
+            ],
+            id="another word about outputs beside another method",
         ),
     ],
 )

@@ -13,7 +13,7 @@ import yaml
 
 from finetune_operator.cli.__main__ import main
 from finetune_operator.cli.check import problems_of
-from finetune_operator.cli.documents import ReadError, read_documents
+from finetune_operator.cli.documents import MAX_BYTES, ReadError, read_documents
 from tests.unit.rule_cases import BAD_RULES, BAD_TYPES, CASES, Case, job, profile
 
 
@@ -158,6 +158,49 @@ def test_what_is_not_yaml_is_placed(tmp_path: Path, text: str | bytes, message: 
     with pytest.raises(ReadError) as caught:
         read_documents(_write(tmp_path, text))
     assert message in str(caught.value)
+
+
+def bomb(levels: int, *, each: str = "[{}]") -> str:
+    """Ten aliases of the level before, a level: 10 to the power of levels values from a line each."""
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{n}: &a{n} {each.format(', '.join([f'*a{n - 1}'] * 10))}" for n in range(1, levels + 1)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param(bomb(6), "line 6: more than 100000 values, those that aliases stand for included", id="laughs"),
+        pytest.param(bomb(6, each="{{<<: [{}]}}"), "line 6: more than 100000 values", id="merges"),
+        pytest.param("\n---\n".join([bomb(4)] * 5), "more than 100000 values", id="documents"),
+        pytest.param("a: &a [*a]", "line 1: *a stands inside of what it stands for", id="circle"),
+        pytest.param("a: &a {b: &b [*a]}", "line 1: *a stands inside", id="wider-circle"),
+        pytest.param("a: &a 1\n---\nb: &a [*a]", "line 3: *a stands inside", id="circle-of-a-second-document"),
+        pytest.param("[" * 5000, "nested too deeply", id="depth"),
+        pytest.param("a: " + "x" * MAX_BYTES, "larger than 3 MiB", id="size"),
+        pytest.param("? [a]\n: b", "line 1: a key is a list or a mapping", id="key-of-lists"),
+        pytest.param("a: !!bool perhaps", "not YAML: 'perhaps'", id="bool-that-is-none"),
+        pytest.param("a: !!timestamp never", "not YAML", id="time-that-is-none"),
+        pytest.param("a: !!int ''", "not YAML", id="number-that-is-none"),
+    ],
+)
+def test_what_would_be_huge_or_never_end_is_refused_unread(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ReadError) as caught:
+        read_documents(_write(tmp_path, text))
+    assert message in str(caught.value)
+
+
+def test_aliases_that_stand_for_little_are_read(tmp_path: Path) -> None:
+    text = bomb(3) + "\nb: {<<: *a0, y: 2}"
+    assert read_documents(_write(tmp_path, text))[0].value["b"] == {"x": 1, "y": 2}
+
+
+@pytest.mark.parametrize("command", ["validate", "run", "diff", "estimate"])
+def test_every_command_that_reads_a_manifest_says_so(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, _write(tmp_path, bomb(6))]) == 2
+    assert "more than 100000 values" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

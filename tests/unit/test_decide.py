@@ -13,7 +13,7 @@ from finetune_contract.exit_codes import FAILURES, ExitCode, FailureClass
 from finetune_contract.measures import Measure
 from finetune_contract.outcome import TerminationMessage
 from finetune_operator.api.status import FineTuneJobStatus, JobReference, Restarts
-from finetune_operator.api.views import View
+from finetune_operator.api.views import ChildJob, View
 from finetune_operator.policy import waiting
 from finetune_operator.policy.decide import decide
 from finetune_operator.policy.plan import ChildRequest
@@ -282,6 +282,34 @@ def test_a_job_deleted_by_hand_is_a_disruption_and_its_name_is_never_used_again(
     assert (story.job.status.restarts.failures, story.job.status.restarts.disruptions) == (0, 1)
     story.passes(1)
     assert story.sees().create == ChildRequest(stage="train", run=1, attempt=2)
+
+
+@pytest.mark.parametrize(
+    ("gone", "attempt"),
+    [
+        pytest.param(make_child("train"), 2, id="this attempt's"),
+        pytest.param(make_child("prepare"), 1, id="that of the stage before"),
+        pytest.param(None, 1, id="none"),
+    ],
+)
+def test_a_job_that_went_before_the_status_said_that_it_was_there_was_there(
+    gone: ChildJob | None, attempt: int
+) -> None:
+    story = Story()
+    story.is_prepared()
+    plan = decide(View(job=story.job, gone=gone), story.now, SETTINGS)
+    status = plan.status or story.job.status
+    assert status.attempt == attempt
+    assert (plan.create is None) == (attempt == 2)
+
+
+def test_a_suspended_job_whose_job_went_unseen_goes_on_under_another_name() -> None:
+    story = Story()
+    train = story.is_prepared()
+    story.job = make_job(make_spec(lifecycle={"suspend": True}), story.job.status)
+    plan = decide(View(job=story.job, gone=train), story.now, SETTINGS)
+    assert plan.status is not None
+    assert (plan.status.phase, plan.status.attempt, plan.status.last_failure) == ("Suspended", 2, None)
 
 
 def test_no_attempt_begins_while_a_pod_of_the_last_one_lives() -> None:

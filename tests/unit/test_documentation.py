@@ -27,6 +27,15 @@ def test_rights():
     assert documented == granted()
 
 
+def test_the_operator_may_touch_no_secret_but_its_own_and_no_config_map():
+    """Everything that a pod is to be told stands in its annotations (job-traps 12)."""
+    wanted = ("secrets", "configmaps", "*")
+    assert {(resource, verb) for _, resource, verb in granted() if resource.split()[0] in wanted} == {
+        ("secrets finetune-operator-tls", "get"),
+        ("secrets finetune-operator-tls", "update"),
+    }
+
+
 def granted():
     files = [ROOT / "manifests" / "rbac" / name for name in ("clusterrole.yaml", "role.yaml")]
     roles = [item for file in files for item in yaml.safe_load_all(file.read_text()) if "rules" in item]

@@ -14,7 +14,7 @@ from aiohttp import web
 from kubernetes.aio import client
 
 from finetune_operator.kube.client import KubeClient
-from finetune_operator.runtime.gateway import ConflictError, RejectedError, TransientError
+from finetune_operator.runtime.gateway import ConflictError, DeniedError, RejectedError, TransientError
 
 
 @asynccontextmanager
@@ -55,6 +55,23 @@ async def test_an_answer_is_an_error_of_ours(response: dict[str, object], error:
     async with answered(**response) as api:
         with pytest.raises(error):
             await api.get("/apis/x")
+
+
+@pytest.mark.parametrize(
+    ("message", "denied"),
+    [
+        ("jobs \"a\" is forbidden: ValidatingAdmissionPolicy 'q' with binding 'q' denied request: a queue", True),
+        ('admission webhook "jobs.example.com" denied the request: a queue', True),
+        ('jobs.batch "a" is forbidden: exceeded quota: team, requested: count/jobs.batch=1', False),
+        ('jobs.batch is forbidden: User "x" cannot create resource "jobs"', False),
+    ],
+    ids=["policy", "webhook", "quota", "right"],
+)
+async def test_what_no_time_mends_is_told_from_what_may_go_later(message: str, denied: bool) -> None:
+    async with answered(status=403, text=json.dumps({"message": message})) as api:
+        with pytest.raises(RejectedError) as refused:
+            await api.post("/apis/x", {})
+    assert isinstance(refused.value, DeniedError) == denied
 
 
 async def test_nothing_there_is_nothing_and_no_server_is_an_error() -> None:

@@ -113,6 +113,27 @@ def test_pods_are_restricted() -> None:
         }
 
 
+def test_configuration_and_ca_come_in_annotations_and_no_config_map_is_needed() -> None:
+    manifest = built()
+    volumes = {volume["name"]: volume for volume in pod_of(manifest)["volumes"]}
+    items = volumes["config"]["downwardAPI"]["items"]
+    assert [item["fieldRef"]["fieldPath"] for item in items] == [
+        "metadata.annotations['finetuning.dev/config']",
+        "metadata.annotations['finetuning.dev/progress-ca']",
+    ]
+    assert manifest["spec"]["template"]["metadata"]["annotations"]["finetuning.dev/progress-ca"] == "CA"
+    assert "configMap" not in str(manifest)
+
+
+def test_what_a_template_says_in_our_place_does_not_count() -> None:
+    """The API server refuses it; an older CRD, or a profile that was stored before the rule, may not have."""
+    ours, mine = built(), {"finetuning.dev/stage": "prepare", "finetuning.dev/job-uid": "x", "team": "support"}
+    added = {"labels": mine, "annotations": {"finetuning.dev/config": "{}", "finetuning.dev/progress-ca": "x"}}
+    for spec, profile in ((make_spec(podTemplate=added), {}), (make_spec(), {"podTemplate": added})):
+        meta, expected = (job["spec"]["template"]["metadata"] for job in (built("train", spec, profile), ours))
+        assert meta == {**expected, "labels": {**expected["labels"], "team": "support"}}
+
+
 def test_the_only_token_is_bound_to_this_job_by_its_audience() -> None:
     volumes = pod_of(built())["volumes"]
     tokens = [s["serviceAccountToken"] for v in volumes for s in v.get("projected", {}).get("sources", [])]
@@ -209,6 +230,19 @@ def test_a_claim_is_mounted_once_and_prepare_goes_where_train_can_follow() -> No
     pod = pod_of(built("prepare", spec))
     assert [v["name"] for v in pod["volumes"] if v.get("persistentVolumeClaim")] == ["claim-0"]
     assert pod["nodeSelector"] == {"zone": "a"}
+
+
+@pytest.mark.parametrize(
+    ("profile", "template"),
+    [
+        ({"cache": {"claimName": "models"}}, {}),
+        ({}, {"volumes": [{"name": "a", "persistentVolumeClaim": {"claimName": "b"}}]}),
+    ],
+    ids=["cache", "podTemplate"],
+)
+def test_any_claim_binds_where_train_can_follow(profile: Manifest, template: Manifest) -> None:
+    spec = make_spec(scheduling={"nodeSelector": {"zone": "a"}}, podTemplate=template)
+    assert pod_of(built("prepare", spec, profile))["nodeSelector"] == {"zone": "a"}
 
 
 def test_prepare_without_a_claim_goes_anywhere() -> None:

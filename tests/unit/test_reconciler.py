@@ -15,7 +15,13 @@ from finetune_operator.api.status import Restarts
 from finetune_operator.policy import waiting
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.feed import Feed
-from finetune_operator.runtime.gateway import ConflictError, NotLeadingError, RejectedError, TransientError
+from finetune_operator.runtime.gateway import (
+    ConflictError,
+    DeniedError,
+    NotLeadingError,
+    RejectedError,
+    TransientError,
+)
 from finetune_operator.runtime.loop import Loop
 from finetune_operator.runtime.queue import WorkQueue
 from finetune_operator.runtime.reconciler import Reconciler, Wiring
@@ -134,6 +140,51 @@ async def test_a_job_that_the_api_server_refuses_is_said_once_and_tried_again(op
     assert len(gateway.objects["Job"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("nodes", "stage"), [(1, "train"), (2, "prepare")], ids=["one pod", "several pods would wait for one"]
+)
+async def test_where_a_policy_takes_no_job_for_prepare_the_training_pod_prepares(gateway, nodes, stage) -> None:
+    gateway.add("FineTuneJob", {**make_body(), "spec": make_spec(resources={"nodes": nodes})})
+    operator = Operator(gateway)
+    await operator.feed.relist(gateway)
+    create = gateway.create_job
+
+    async def needs_a_queue(manifest):
+        if manifest["metadata"]["name"].endswith("-prep"):
+            raise DeniedError("ValidatingAdmissionPolicy 'queues' denied request: every Job names a queue")
+        return await create(manifest)
+
+    gateway.create_job = needs_a_queue
+    with pytest.raises(DeniedError):
+        await operator.reconciler.reconcile(KEY)
+    assert "every Job names a queue" in gateway.events[-1].message
+    assert reason_of(gateway, "Prepared") == "JobRefused"
+    gateway.create_job = create
+    await operator.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    assert job["metadata"]["labels"]["finetuning.dev/stage"] == stage
+    first = job["spec"]["template"]["spec"].get("initContainers", job["spec"]["template"]["spec"]["containers"])[0]
+    assert first["name"] == "prepare"
+
+
+async def test_a_jobs_own_labels_and_annotations_are_not_taken_for_ours(operator, gateway) -> None:
+    await operator.reconciler.reconcile(KEY)
+    (plain,) = gateway.objects.pop("Job").values()
+    gateway.objects["Job"] = {}
+    body = await _only(gateway)
+    labels = {**plain["metadata"]["labels"], "finetuning.dev/attempt": "7", "finetuning.dev/job-uid": "uid-of-another"}
+    annotations = {**plain["spec"]["template"]["metadata"]["annotations"], "finetuning.dev/config": "{}"}
+    meta = {**body["metadata"], "labels": labels, "annotations": annotations}
+    gateway.add("FineTuneJob", {"metadata": meta, "spec": body["spec"]})
+    again = Operator(gateway)
+    await again.feed.relist(gateway)
+    await again.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    for each in (plain, job):
+        each["metadata"] = {name: each["metadata"][name] for name in ("name", "labels", "ownerReferences")}
+    assert job == plain
+
+
 async def test_a_status_write_that_fails_creates_nothing(operator, gateway) -> None:
     gateway.fail_next = TransientError("503")
     with pytest.raises(TransientError):
@@ -155,6 +206,36 @@ async def test_a_job_that_the_watch_has_not_brought_yet_is_not_taken_for_deleted
     await operator.reconciler.reconcile(KEY)
     status = operator.cache.job(KEY).status
     assert (status.attempt, status.restarts) == (1, Restarts())
+
+
+@pytest.mark.parametrize(
+    ("restarts", "name"),
+    [(False, "-r1-a2-prep"), (True, "-r1-a1-prep")],
+    ids=["is another attempt", "and whose operator went with it, leaves no trace"],
+)
+async def test_a_job_deleted_before_the_status_says_that_it_is_there(operator, gateway, restarts, name) -> None:
+    await operator.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    gateway.objects["Job"].clear()
+    if restarts:
+        operator = Operator(gateway)
+        await operator.feed.relist(gateway)
+    else:
+        operator.feed.gone("Job", job["metadata"]["uid"])
+    for _ in range(2):
+        await operator.reconciler.reconcile(KEY)
+        operator.now += timedelta(seconds=5)
+    assert [made.endswith(name) for _, made in gateway.objects["Job"]] == [True]
+
+
+async def test_jobs_that_are_gone_are_forgotten_with_their_finetunejob(operator, gateway) -> None:
+    await operator.reconciler.reconcile(KEY)
+    (job,) = gateway.objects["Job"].values()
+    ours = operator.cache.job(KEY)
+    operator.feed.gone("FineTuneJob", ours.uid)
+    operator.feed.gone("Job", job["metadata"]["uid"])
+    operator.cache.put_job(ours)
+    assert operator.cache.snapshot(KEY, None).gone is None
 
 
 async def test_a_list_drops_what_was_deleted_while_the_watch_was_down(operator, gateway) -> None:
@@ -465,7 +546,9 @@ async def test_a_job_that_vanishes_before_it_was_written_down_waits_for_its_pods
     pod = gateway.add("Pod", _pod_of(job, phase="Running"))
     gateway.objects["Job"].clear()
     operator.feed.gone("Job", job["metadata"]["uid"])
-    await operator.reconciler.reconcile(KEY)
+    for _ in range(2):
+        await operator.reconciler.reconcile(KEY)
+        operator.now += timedelta(seconds=5)
     assert gateway.objects["Job"] == {}
     gateway.objects["Pod"].clear()
     operator.feed.gone("Pod", pod["metadata"]["uid"])

@@ -92,6 +92,11 @@ class Walk(RuleBasedStateMachine):
     def a_child_is_deleted(self, number) -> None:
         self.world.delete_child(number)
 
+    @rule(number=SOME)
+    def a_child_is_deleted_and_it_is_seen(self, number) -> None:
+        self.world.delete_child(number)
+        self.world.catch_up()
+
     @rule(suspend=st.booleans())
     def the_user_suspends_or_resumes(self, suspend) -> None:
         self.world.change_lifecycle(suspend=suspend)

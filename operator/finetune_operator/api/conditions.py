@@ -75,7 +75,7 @@ class Reason(StrEnum):
     MOUNT_FAILED = "MountFailed"
     """A volume cannot be mounted: most often a ConfigMap or Secret of podTemplate that is not there; the message is the kubelet's."""
     JOB_REFUSED = "JobRefused"
-    """The API server does not take the batch Job, most often for a quota; the message is its own."""
+    """The API server does not take the batch Job, most often for a quota; the message is its own. Where a policy takes no Job for prepare, the training pod prepares."""
     PODS_REFUSED = "PodsRefused"
     """The API server does not take the Job's pods: a quota, Pod Security or another policy; the message is its own."""
     STARTING = "Starting"

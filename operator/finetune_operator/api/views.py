@@ -157,6 +157,8 @@ class View:
     profiles: tuple[ProfileView, ...] = ()
     children: tuple[ChildJob, ...] = ()
     """Jobs whose controller is this FineTuneJob, by uid."""
+    gone: ChildJob | None = None
+    """The newest of those Jobs that this operator has seen and that are there no more."""
     pods: tuple[PodView, ...] = ()
     """Pods of those Jobs."""
     workloads: tuple[WorkloadView, ...] = ()

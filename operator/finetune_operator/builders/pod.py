@@ -74,7 +74,9 @@ def build_pod_spec(pod: PodRequest) -> Manifest:
     main = _container(pod, "collect" if pod.collect else pod.stage, claims)
     scheduling, trains = pod.spec.scheduling, pod.stage == "train" and not pod.collect
     before = [*(["prepare"] if pod.prepares else []), "fetch"] if trains else []
-    placed = pod.stage == "train" or bool(claims)  # a claim binds where its first pod lands: train must get there
+    volumes = _volumes(pod, claims) + pod.added.volumes
+    # A claim binds where its first pod lands: train must get there.
+    placed = pod.stage == "train" or any("persistentVolumeClaim" in volume for volume in volumes)
     return _present(
         {
             "restartPolicy": "Never",
@@ -101,7 +103,7 @@ def build_pod_spec(pod: PodRequest) -> Manifest:
             "subdomain": pod.meeting.service if pod.meeting else None,
             "initContainers": [_container(pod, stage, claims) for stage in before],
             "containers": [main],
-            "volumes": _volumes(pod, claims) + pod.added.volumes,
+            "volumes": volumes,
         }
     )
 

@@ -1,7 +1,8 @@
 """Reading manifests as kubectl reads them: several documents a file, numbers as in YAML 1.2, no double keys.
 
 PyYAML follows YAML 1.1, where 2e-4 is a string, 1:30 is ninety and 2026-01-01 is a date. kubectl takes the first
-for a number and the others for strings, so the loader here does too.
+for a number and the others for strings, so the loader here does too. Like kubectl it refuses what is small to write
+and huge to read: nine levels of ten aliases each are a billion values.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ _FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+
 _INT = re.compile(r"^[-+]?(0b[01_]+|0o?[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
 _INT_TAG, _FLOAT_TAG, _TIME_TAG = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp"))
 _EXACT = 2**53
+MAX_BYTES = 3 * 2**20
+"""Size of a file: the API server takes no larger request."""
+MAX_VALUES = 100_000
+"""Values of a file, those that aliases stand for counted each time: some thousand jobs."""
 
 
 class ReadError(Exception):
@@ -37,12 +42,35 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, with YAML 1.2 numbers; a key that is given twice is an error."""
+    """Safe, with YAML 1.2 numbers; bounded; a key that is given twice is an error."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._values = 0
+        self._behind: dict[str, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Count while reading, so that nothing is unfolded before it is known how large it is."""
+        event, before = self.peek_event(), self._values  # type: ignore[no-untyped-call]
+        line, is_alias = event.start_mark.line + 1, isinstance(event, yaml.AliasEvent)
+        if not is_alias:
+            self._behind.pop(event.anchor, None)
+        node = super().compose_node(parent, index)
+        if is_alias and event.anchor not in self._behind:
+            raise ReadError(f"line {line}: *{event.anchor} stands inside of what it stands for")
+        self._values += self._behind[event.anchor] if is_alias else 1
+        if self._values > MAX_VALUES:
+            raise ReadError(f"line {line}: more than {MAX_VALUES} values, those that aliases stand for included")
+        if event.anchor and not is_alias:
+            self._behind[event.anchor] = self._values - before
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ReadError(f"line {line}: a key is a list or a mapping: JSON has text alone")
             if key.tag != "tag:yaml.org,2002:merge" and seen.setdefault(key.value, line) != line:
                 raise ReadError(f"line {line}: {key.value!r} is given twice, first in line {seen[key.value]}")
         return super().construct_mapping(node, deep=deep)
@@ -83,7 +111,9 @@ def expand(names: list[str]) -> Iterator[str]:
 
 def _text(name: str) -> str:
     try:
-        data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+        data = sys.stdin.buffer.read(MAX_BYTES + 1) if name == STDIN else _bytes(Path(name))
+        if len(data) > MAX_BYTES:
+            raise ReadError(f"larger than {MAX_BYTES >> 20} MiB, which the API server takes at most: split it")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ReadError(f"not UTF-8 text (byte {error.start}): save it as UTF-8") from error
@@ -91,13 +121,20 @@ def _text(name: str) -> str:
         raise ReadError(f"cannot be read: {error.strerror}") from error
 
 
+def _bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
 def _load(text: str) -> list[Any]:
     try:
         return list(yaml.load_all(text, Loader=_Loader))
     except yaml.MarkedYAMLError as error:
         raise ReadError(_place_and_problem(error)) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ReadError(f"not YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise ReadError("nested too deeply") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # the last two: a tag on a wrong value
+        raise ReadError(f"not YAML: {str(error).partition(chr(10))[0]}") from error
 
 
 def _place_and_problem(error: yaml.MarkedYAMLError) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
-from finetune_operator.runtime.gateway import ApiError, ConflictError, RejectedError, TransientError
+from finetune_operator.runtime.gateway import ApiError, ConflictError, DeniedError, RejectedError, TransientError
 
 _CONFLICT, _TOO_MANY, _SERVER_ERROR, _UNAUTHORIZED = 409, 429, 500, 401
+_DENIED = re.compile(r"denied (the )?request")
+"""So say ValidatingAdmissionPolicies and webhooks; quotas and missing rights do not."""
 
 
 def error_for(status: int, body: bytes, what: str, *, retry_after: str | None = None) -> ApiError:
@@ -18,7 +21,7 @@ def error_for(status: int, body: bytes, what: str, *, retry_after: str | None = 
     if status in (_TOO_MANY, _UNAUTHORIZED) or status >= _SERVER_ERROR:
         wait = float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
         return TransientError(message, retry_after=wait)
-    return RejectedError(message)
+    return DeniedError(message) if _DENIED.search(message) else RejectedError(message)
 
 
 def _message(body: bytes) -> str:

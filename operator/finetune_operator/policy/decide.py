@@ -80,11 +80,21 @@ def _go_on(view: View, effective: Effective | Problem, *, now: datetime, setting
         draft.condition(T.VALIDATED, False, effective.reason, effective.message)
         return _plan(view, draft, Step(), None)
     draft.condition(T.VALIDATED, True, Reason.VALID, "the spec can be run")
+    _recall(view, draft)
     step = _held(view, draft, effective, now=now)
     if step is None:
         _begin(view, draft, effective, now=now)
         step = _late(view, draft, effective, now=now) or _advance(view, draft, effective, now=now, settings=settings)
     return _plan(view, draft, step, effective)
+
+
+def _recall(view: View, draft: Draft) -> None:
+    """Take a Job for seen that went before the status said that it was there: its name is used (job-traps 3)."""
+    gone, status = view.gone, draft.status
+    if gone is None or status.job is not None:
+        return
+    if (gone.stage, gone.run, gone.attempt) == (current_stage(draft), status.run, status.attempt):
+        draft.set(job=JobReference(name=gone.name, uid=gone.uid))
 
 
 def _held(view: View, draft: Draft, effective: Effective, *, now: datetime) -> Step | None:
@@ -109,6 +119,20 @@ def refused(job: JobView, now: datetime, message: str) -> Plan:
     """Return how the status says that the API server did not take the Job: a quota, a policy, a missing right."""
     draft = Draft(job, now)
     draft.condition(draft.current, False, Reason.JOB_REFUSED, message)
+    return _plan(View(job=job), draft, Step(), None)
+
+
+def denied(job: JobView, effective: Effective, now: datetime, message: str) -> Plan:
+    """Return what follows where a policy takes no such Job: one for prepare is done without, if one pod trains.
+
+    As where every Job has to name a queue, which the training Job does (job-traps 10).
+    """
+    resolved, draft = job.status.resolved, Draft(job, now)
+    if resolved is None or current_stage(draft) == "train" or not _can_prepare_in_pod(effective):
+        return refused(job, now, message)
+    draft.set(resolved=resolved.model_copy(update={"prepares_in_pod": True}))
+    message = f"the training pod prepares, since the Job for it was refused: {message}"
+    draft.condition(T.PREPARED, False, Reason.JOB_REFUSED, message)
     return _plan(View(job=job), draft, Step(), None)
 
 
@@ -181,9 +205,13 @@ def _begin(view: View, draft: Draft, effective: Effective, *, now: datetime) -> 
 
 
 def _prepares_in_pod(effective: Effective) -> bool:
-    """Whether the training pod prepares: one of several would have the others wait for it."""
-    wanted = effective.profile_spec.prepare.mode is PrepareMode.IN_POD
-    return wanted and effective.spec.resources.nodes == 1
+    """Whether the training pod is to prepare from the beginning."""
+    return effective.profile_spec.prepare.mode is PrepareMode.IN_POD and _can_prepare_in_pod(effective)
+
+
+def _can_prepare_in_pod(effective: Effective) -> bool:
+    """Whether the training pod may prepare: one of several would have the others wait for it."""
+    return effective.spec.resources.nodes == 1
 
 
 def _advance(view: View, draft: Draft, effective: Effective, *, now: datetime, settings: PolicySettings) -> Step:

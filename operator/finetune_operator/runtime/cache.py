@@ -70,6 +70,7 @@ class Cache:
         """Whether the cluster serves Kueue, as far as is known."""
         self._uid_of: dict[Key, str] = {}
         self._children_of: dict[str, set[str]] = defaultdict(set)
+        self._gone: dict[str, ChildJob] = {}
         self._pods_of: dict[str, set[str]] = defaultdict(set)
         self._workloads_of: dict[str, set[str]] = defaultdict(set)
 
@@ -81,6 +82,7 @@ class Cache:
     def drop_job(self, uid: str) -> None:
         """Forget a FineTuneJob. Its children go by garbage collection and are dropped by their own events."""
         view = self.jobs.drop(uid)
+        self._gone.pop(uid, None)
         if view and self._uid_of.get(view.key) == uid:
             del self._uid_of[view.key]
 
@@ -90,10 +92,12 @@ class Cache:
         return self.children.put(view.uid, version, view)
 
     def drop_child(self, uid: str) -> ChildJob | None:
-        """Forget a batch Job."""
+        """Forget a batch Job, but that there was one: the status need not say so yet."""
         view = self.children.drop(uid)
         if view:
             _discard(self._children_of, view.owner_uid, uid)
+            if self.jobs.get(view.owner_uid):
+                self._gone[view.owner_uid] = max(self._gone.get(view.owner_uid, view), view, key=_place)
         return view
 
     def put_pod(self, view: PodView, version: str) -> bool:
@@ -152,6 +156,7 @@ class Cache:
             job=job,
             profiles=tuple(self.profiles),
             children=own,
+            gone=self._gone.get(job.uid),
             pods=self.pods_of(job),
             workloads=_all(self.workloads, workloads),
             kueue=self.kueue,
@@ -162,6 +167,10 @@ class Cache:
 
 def _all(shelf: Shelf[V], uids: Iterable[str]) -> tuple[V, ...]:
     return tuple(view for uid in uids if (view := shelf.get(uid)) is not None)
+
+
+def _place(child: ChildJob) -> tuple[int, int, bool]:
+    return child.run, child.attempt, child.stage == "train"
 
 
 def _discard(index: dict[str, set[str]], owner: str, uid: str) -> None:

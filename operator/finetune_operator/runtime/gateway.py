@@ -24,6 +24,10 @@ class RejectedError(ApiError):
     """The request itself is refused (400, 403, 404, 422): trying again changes nothing soon."""
 
 
+class DeniedError(RejectedError):
+    """An admission policy or webhook does not take the object as it is: it will not, whatever time passes."""
+
+
 class TransientError(ApiError):
     """Too many requests, a server error or no connection: try again later."""
 

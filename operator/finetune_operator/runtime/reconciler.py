@@ -18,11 +18,11 @@ from finetune_operator.builders.job import build_job, owner_reference
 from finetune_operator.builders.placement import build_pod_group, needs_pod_group
 from finetune_operator.builders.service import build_service
 from finetune_operator.policy import waiting
-from finetune_operator.policy.decide import PolicySettings, decide, is_terminal, refused
+from finetune_operator.policy.decide import PolicySettings, decide, denied, is_terminal, refused
 from finetune_operator.policy.plan import Plan
 from finetune_operator.policy.progress import pace
 from finetune_operator.runtime.cache import Cache
-from finetune_operator.runtime.gateway import ConflictError, Gateway, RejectedError
+from finetune_operator.runtime.gateway import ConflictError, DeniedError, Gateway, RejectedError
 from finetune_operator.runtime.observer import Nobody, Observer
 from finetune_operator.runtime.patch import merge_patch
 
@@ -144,7 +144,9 @@ class Reconciler:
         try:
             await self._create(job, plan)
         except RejectedError as error:
-            told = refused(job, self._clock(), str(error))
+            by_policy = plan.effective if isinstance(error, DeniedError) else None
+            now, said = self._clock(), str(error)
+            told = denied(job, by_policy, now, said) if by_policy else refused(job, now, said)
             if told.status is not None and (written := await self._write_status(job, told)):
                 await self._announce(written, told)
             raise

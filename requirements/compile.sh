@@ -8,7 +8,7 @@ compile() { # name, source, then uv's own arguments
 		--output-file "requirements/$name.txt"
 }
 compile dev pyproject.toml --extra dev ${UPGRADE:+--upgrade}
-# The images install subsets of what was tested, and the trainer's what only some GPUs run.
+# The images install subsets of what was tested.
 compile operator pyproject.toml --extra operator --extra tracing --constraint requirements/dev.txt
 compile trainer pyproject.toml --extra trainer --extra hopper --extra tracing --constraint requirements/dev.txt
 compile bootstrap requirements/bootstrap.in --constraint requirements/dev.txt

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from threading import Event
 
 import pytest
+import torch
 
+from finetune_trainer.fast.kernels.attention_cute import Cute
 from finetune_trainer.fast.kernels.attention_later import WORTH_SECONDS, Later
+from finetune_trainer.fast.kernels.layout import Layout
 
 
 class Run:
@@ -71,3 +77,20 @@ def test_what_cannot_be_loaded_is_said_and_not_taken(caplog: pytest.LogCaptureFi
 
     assert run.taken == 0
     assert "FA4 is installed and cannot be used: RuntimeError: no compiler" in caplog.text
+
+
+def parameters(function: str) -> set[str]:
+    """Return those of a function of the package's; to import it takes 14 s, and to call it a GPU."""
+    package = find_spec("flash_attn.cute")
+    assert package is not None
+    assert package.origin is not None
+    tree = ast.parse((Path(package.origin).parent / "interface.py").read_text())
+    (found,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    return {one.arg for one in found.args.args}
+
+
+@pytest.mark.parametrize("function", ["_flash_attn_fwd", "_flash_attn_bwd"])
+def test_the_installed_version_takes_what_it_is_called_with(function: str) -> None:
+    layout = Layout(torch.tensor([0, 3], dtype=torch.int32), (3,))
+
+    assert set(Cute(layout)._settings(scale=1.0, window=2)) <= parameters(function)

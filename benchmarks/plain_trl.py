@@ -50,7 +50,7 @@ def make_trainer(setting: Setting, model_folder: Path, data: str, *, folder: str
 
 
 def load_model(setting: Setting, folder: Path) -> Any:
-    """Return the base model: frozen weights in bfloat16 or NF4, trained ones in float32."""
+    """Return the base model: frozen weights in the computing precision or NF4, trained ones in float32."""
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -59,7 +59,7 @@ def load_model(setting: Setting, folder: Path) -> Any:
     )
     return AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=torch.bfloat16 if setting.with_adapters else torch.float32,
+        dtype=getattr(torch, setting.precision) if setting.with_adapters else torch.float32,
         quantization_config=quantization if setting.method == "QLoRA" else None,
     )
 
@@ -75,7 +75,7 @@ def arguments(setting: Setting, folder: str) -> dict[str, Any]:
         "lr_scheduler_type": "cosine",
         "warmup_steps": 1,
         "max_length": LONGEST,
-        "bf16": True,
+        "bf16": setting.precision == "bfloat16",
         "gradient_checkpointing": False,
         "optim": "adamw_torch",
         "seed": SEED,

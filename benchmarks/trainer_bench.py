@@ -162,7 +162,7 @@ def run_config(setting: Setting, model: Path, folder: Path) -> dict[str, Any]:
     """Return the stages' configuration: what the plain script says as well, and nothing to store or measure."""
     hyperparameters = {
         "maxSteps": PLANNED, "batchSize": BATCH, "microBatchSize": MICRO_BATCH, "learningRate": setting.learning_rate,
-        "maxSequenceLength": LONGEST, "seed": SEED, "gradientCheckpointing": False, "precision": "bfloat16",
+        "maxSequenceLength": LONGEST, "seed": SEED, "gradientCheckpointing": False, "precision": setting.precision,
     }  # fmt: skip
     spec: dict[str, Any] = {
         "method": setting.method,

@@ -40,6 +40,7 @@ def refusal(folder: Path, content: bytes, given: DatasetFormat | None = None) ->
     [
         (GOOD + b'{"messages": [{"role": "us', "data.jsonl line 2: the last line ends in the middle of its JSON"),
         (GOOD + b"not json\n", "data.jsonl line 2: is not JSON: Expecting value at column 1"),
+        (GOOD + b'{"a": "\x01"}\n', "line 2: is not JSON: Invalid control character at column 8"),
         (GOOD + b"[1, 2]\n", "line 2: is JSON but not an object: write {…}"),
         (b'{\n"text": "a"\n}\n', "line 1: one JSON object must stand on one line"),
         (GOOD.decode().encode("utf-16"), "data.jsonl: is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8)"),
@@ -59,6 +60,7 @@ def refusal(folder: Path, content: bytes, given: DatasetFormat | None = None) ->
     ids=[
         "cut off",
         "not JSON",
+        "a control character",
         "not an object",
         "object over several lines",
         "UTF-16 with its mark",

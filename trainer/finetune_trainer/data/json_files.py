@@ -71,7 +71,7 @@ def _why_not_json(text: str, error: Exception, *, first: bool) -> str:
     if not text.endswith("\n"):
         return "the last line ends in the middle of its JSON: the file was cut off, upload it again"
     if isinstance(error, json.JSONDecodeError):
-        return f"is not JSON: {error.msg} at column {error.colno}"
+        return f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     return "is not JSON that can be read: nested too deeply"
 
 

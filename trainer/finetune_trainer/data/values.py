@@ -39,7 +39,9 @@ def object_of(value: object, what: str) -> dict[str, Any]:
         try:
             found = json.loads(value)
         except json.JSONDecodeError as error:
-            raise BadExampleError(f"{what}: is not JSON: {error.msg} at column {error.colno}; correct it") from error
+            raise BadExampleError(
+                f"{what}: is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}; correct it"
+            ) from error
         except RecursionError as error:
             raise BadExampleError(f"{what}: is nested too deeply") from error
     if not isinstance(found, dict):

@@ -19,8 +19,9 @@ bootstrap)
 	uv venv --quiet --python "$(command -v python3)" /opt/finetune
 	;;
 packages)
-	uv pip install --python /opt/finetune/bin/python --compile-bytecode --build-constraints /build/bootstrap.txt \
-		--require-hashes -r "/build/$2.txt"
+	# The pins are all that is needed, and without what pyproject.toml overrides.
+	uv pip install --python /opt/finetune/bin/python --compile-bytecode --no-deps \
+		--build-constraints /build/bootstrap.txt --require-hashes -r "/build/$2.txt"
 	/opt/finetune/bin/python -c 'import site; print("/opt/app", file=open(site.getsitepackages()[0] + "/app.pth", "w"))'
 	;;
 project)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.jobs import RunningJob, make_manifest
 
+pytestmark = pytest.mark.usefixtures("operator")
 OWNER = [{"apiVersion": "batch/v1", "kind": "CronJob", "name": "nightly", "uid": "0f9c2d4e-0000", "controller": True}]
 
 

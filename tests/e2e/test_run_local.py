@@ -70,7 +70,7 @@ def _command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "finetune_operator.cli", *map(str, arguments)]
 
 
-def test_a_manifest_becomes_verified_outputs_and_a_second_run_finds_them(
+def test_a_manifest_becomes_verified_outputs_that_a_second_run_finds_and_a_changed_one_leaves_alone(
     finetune: Run, manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = manifest()
@@ -87,19 +87,14 @@ def test_a_manifest_becomes_verified_outputs_and_a_second_run_finds_them(
     assert "this run is complete already" in again.stderr
     assert "run 1, attempt 2" in again.stdout
 
+    assert finetune("run", manifest(maxSteps=2)).returncode == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run-1", "run-2"]
+
     assert finetune("verify", run.as_uri()).returncode == 0
     (run / "adapter" / "adapter_config.json").write_text("changed")
     spoilt = finetune("verify", run.as_uri())
     assert spoilt.returncode == 1
     assert "adapter/adapter_config.json: has 7 bytes, the manifest lists" in spoilt.stderr
-
-
-def test_a_changed_manifest_is_the_next_run_of_the_same_job(
-    finetune: Run, manifest: Callable[..., Path], tmp_path: Path
-) -> None:
-    assert finetune("run", manifest(maxSteps=1)).returncode == 0
-    assert finetune("run", manifest(maxSteps=2)).returncode == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run-1", "run-2"]
 
 
 def test_a_stopped_run_exits_as_preempted_and_goes_on_from_its_checkpoint(
@@ -173,20 +168,12 @@ def test_uris_of_a_clusters_job_give_way_to_local_paths(
     assert (tmp_path / "out" / "run-1" / "manifest.json").is_file()
 
 
-def test_claims_are_folders_here(finetune: Run, tmp_path: Path, model: Path, data: Path) -> None:
-    changes = {
-        "spec.model.uri": model.as_uri(),
-        "spec.dataset.uri": f"pvc://work/{data.name}",
-        "spec.output.uri": "pvc://work/out",
-        "spec.hyperparameters.maxSteps": 1,
-    }
+def test_claims_need_their_folder(finetune: Run, tmp_path: Path, model: Path, data: Path) -> None:
+    changes = {"spec.model.uri": model.as_uri(), "spec.dataset.uri": f"pvc://work/{data.name}"}
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(job(changes, name="local")))
+
     refused = finetune("run", path)
+
     assert refused.returncode == 2
     assert "spec.dataset.uri: pvc:// needs --claims FOLDER" in refused.stderr
-    (tmp_path / "claims").mkdir()
-    (tmp_path / "claims" / "work").symlink_to(tmp_path)
-    done = finetune("run", path, "--claims", tmp_path / "claims")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "run-1" / "manifest.json").is_file()

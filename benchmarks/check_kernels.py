@@ -8,7 +8,6 @@ import torch
 
 from finetune_trainer.fast.kernels import attention_backends, attention_choice, gated_mlp, grouped, loss, nf4
 from finetune_trainer.fast.kernels.attention_cute import is_there
-from finetune_trainer.fast.kernels.layout import Layout
 
 EQUAL, RAGGED = (128, 128, 128, 128), (200, 60, 33, 151, 7, 98)
 """Lengths of documents in a row."""
@@ -145,11 +144,10 @@ def loss_is_right(cap: float | None) -> dict[str, Any]:
 def attention_is_right(window: int, width: int) -> dict[str, Any]:
     """Compare each kernel with the formula."""
     result: dict[str, Any] = {"right": True}
-    for name, lengths in (("flash", RAGGED), ("cuDNN", EQUAL), ("FA4", RAGGED)):
-        if (name == "cuDNN" and (window or width > 128)) or (name == "FA4" and not is_there()):
+    for name, lengths in (("flash", RAGGED), ("cuDNN", EQUAL), (attention_choice.FA4, RAGGED)):
+        if (name == "cuDNN" and (window or width > 128)) or (name == attention_choice.FA4 and not is_there()):
             continue
-        starts = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
-        layout, tokens = Layout(starts, lengths), sum(lengths)
+        layout, tokens = attention_choice.layout_of(lengths), sum(lengths)
         query, key, value, grad = (random_numbers(tokens, heads, width, seed=heads) for heads in (8, 2, 2, 8))
         value = value.roll(1, 0)
         scale = width**-0.5

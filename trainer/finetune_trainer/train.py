@@ -11,6 +11,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,7 +57,6 @@ from finetune_trainer.storage import Store, open_store
 from finetune_trainer.tracing import step
 from finetune_trainer.training.arguments import loop_arguments
 from finetune_trainer.training.dryrun import Plan, fit, largest_divisor, plans
-from finetune_trainer.training.fp8_base import use_fp8
 from finetune_trainer.training.loop import Loop
 from finetune_trainer.watchers import training_of, watch_over
 
@@ -147,6 +147,15 @@ def _tune(run: Run, progress: Progress) -> tuple[Path, Lineage] | None:
     return weights, lineage
 
 
+def _held_in_fp8(run: Run, model: Any) -> str | None:
+    """Have the model hold its frozen base in FP8, if the job asks for it; return what that does to its loss."""
+    if not run.config.spec.in_fp8:
+        return None
+    from finetune_trainer.training.fp8_base import use_fp8  # it loads the fast path, which not every run takes
+
+    return use_fp8(model, run.data.validation, prepared=run.prepared)
+
+
 def _get_ready(run: Run) -> tuple[Loop, Measured]:
     """Load the model, find the micro-batch that fits, and ask the base model while the weights are still its own."""
     log.info("loading %s for %s", run.config.spec.model.uri, run.config.spec.method)
@@ -156,8 +165,7 @@ def _get_ready(run: Run) -> tuple[Loop, Measured]:
     # What is quantised is shared out once it is loaded (`quantised.share_quantised`).
     with loading(None if run.config.spec.method is Method.QLORA else sharing):
         model = load_for_training(run.config, resolved, run.fetched.path, run.tokenizer)
-    in_fp8 = run.config.spec.in_fp8
-    frozen_base = use_fp8(model, run.data.validation, prepared=run.prepared) if in_fp8 else None
+    frozen_base = _held_in_fp8(run, model)
     preference = _preference(run)
     kind = partial(PreferenceLoop, preference=preference) if preference else Loop
     share = resolved.batch_size // world().size

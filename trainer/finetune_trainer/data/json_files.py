@@ -10,6 +10,7 @@ from typing import IO, Any
 from finetune_trainer.data.compression import open_plain
 from finetune_trainer.data.problems import BadExampleError, Problems
 from finetune_trainer.data.read import UTF8_BOM, DataFile, Record
+from finetune_trainer.data.values import not_json
 
 LONGEST = 64 << 20
 """Bytes of one record beyond which a file is taken for damaged: memory is bounded by it."""
@@ -71,7 +72,7 @@ def _why_not_json(text: str, error: Exception, *, first: bool) -> str:
     if not text.endswith("\n"):
         return "the last line ends in the middle of its JSON: the file was cut off, upload it again"
     if isinstance(error, json.JSONDecodeError):
-        return f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+        return not_json(error)
     return "is not JSON that can be read: nested too deeply"
 
 

@@ -32,6 +32,11 @@ def list_of(value: object, what: str, wanted: str) -> list[Any]:
     return found
 
 
+def not_json(error: json.JSONDecodeError) -> str:
+    """Say what is wrong, and in which column; some of the library's words end with "at" already."""
+    return f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+
+
 def object_of(value: object, what: str) -> dict[str, Any]:
     """Return an object, given as one or as its JSON. Raises BadExampleError."""
     found = value
@@ -39,9 +44,7 @@ def object_of(value: object, what: str) -> dict[str, Any]:
         try:
             found = json.loads(value)
         except json.JSONDecodeError as error:
-            raise BadExampleError(
-                f"{what}: is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}; correct it"
-            ) from error
+            raise BadExampleError(f"{what}: {not_json(error)}; correct it") from error
         except RecursionError as error:
             raise BadExampleError(f"{what}: is nested too deeply") from error
     if not isinstance(found, dict):

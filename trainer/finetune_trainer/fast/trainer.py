@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer.fast.kernels.fp8 import dequantised
 from finetune_trainer.fast.micro_batches import MicroBatch, filler
 from finetune_trainer.logs import log
 from finetune_trainer.parallel.distributed import world
@@ -182,6 +181,8 @@ class FlatTrainer(ZeroTrainer):
         """
         if self.fast is None or not self.fast.compiled:
             return self._pass_once(batch, counted)
+        from finetune_trainer.fast.kernels.fp8 import dequantised
+
         try:
             loss = self._pass_once(batch, counted)
             with dequantised():

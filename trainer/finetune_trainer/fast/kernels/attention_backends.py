@@ -143,7 +143,7 @@ class Flash:
         """Return the result and the logarithms."""
         starts, longest = self._layout.starts, self._layout.longest
         out, sums, *_ = torch.ops.aten._flash_attention_forward(
-            *map(_dense, (query, key, value)), starts, starts, longest, longest, 0.0, True, False,
+            *map(dense, (query, key, value)), starts, starts, longest, longest, 0.0, True, False,
             scale=scale, **_windows(window),
         )  # fmt: skip
         return out.contiguous(), sums.contiguous()
@@ -164,13 +164,13 @@ class Flash:
         starts, longest = self._layout.starts, self._layout.longest
         random = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of dropout, which there is none of
         first, second, third = torch.ops.aten._flash_attention_backward(
-            grad, *map(_dense, (query, key, value)), out, sums, starts, starts, longest, longest, 0.0, True,
+            grad, *map(dense, (query, key, value)), out, sums, starts, starts, longest, longest, 0.0, True,
             random, random.new_empty(0), scale=scale, **_windows(window),
         )  # fmt: skip
         return first.contiguous(), second.contiguous(), third.contiguous()
 
 
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
+def dense(tensor: torch.Tensor) -> torch.Tensor:
     """Return it with the width of a head as its densest dimension."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 

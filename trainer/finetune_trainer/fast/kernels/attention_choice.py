@@ -13,8 +13,8 @@ from finetune_trainer.fast.kernels.attention_cute import Cute
 from finetune_trainer.fast.kernels.layout import Layout
 from finetune_trainer.logs import log
 
-FLASH = "flash"
-KINDS: dict[str, Callable[[Layout], Backend]] = {"cuDNN": Cudnn, FLASH: Flash, "FA4": Cute}
+FLASH, FA4 = "flash", "FA4"
+KINDS: dict[str, Callable[[Layout], Backend]] = {"cuDNN": Cudnn, FLASH: Flash, FA4: Cute}
 _AT_ONCE = ("cuDNN", FLASH)
 """What torch has; for others see `attention_later`."""
 _ONE_LENGTH = ("cuDNN",)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.fast.kernels.attention_backends import Three, dense
 from finetune_trainer.fast.kernels.layout import Layout
 
 _OLDEST = (9, 0)
@@ -42,7 +43,7 @@ class Cute:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the result and the logarithms."""
         out, sums, *_ = _kernels()._flash_attn_fwd(
-            *map(_dense, (query, key, value)), **self._settings(scale=scale, window=window), return_lse=True
+            *map(dense, (query, key, value)), **self._settings(scale=scale, window=window), return_lse=True
         )
         return out, sums
 
@@ -57,10 +58,10 @@ class Cute:
         *,
         scale: float,
         window: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> Three:
         """Return the gradients."""
         first, second, third, *_ = _kernels()._flash_attn_bwd(
-            *map(_dense, (query, key, value)), out, grad, sums, **self._settings(scale=scale, window=window),
+            *map(dense, (query, key, value)), out, grad, sums, **self._settings(scale=scale, window=window),
         )  # fmt: skip
         return first, second, third
 
@@ -76,8 +77,3 @@ class Cute:
             "window_size_left": window - 1 if window else None,
             "window_size_right": 0 if window else None,
         }
-
-
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    """Return it with the width of a head as its densest dimension."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -15,6 +15,7 @@ import torch
 
 from finetune_trainer.fast.kernels import attention_cute
 from finetune_trainer.fast.kernels.attention_choice import (
+    FA4,
     Shape,
     attended,
     layout_of,
@@ -24,7 +25,6 @@ from finetune_trainer.fast.kernels.attention_choice import (
 from finetune_trainer.fast.kernels.attention_cute import Cute
 from finetune_trainer.logs import log
 
-NAME = "FA4"
 WORTH_SECONDS = 600.0
 """Of steps that are left: a fortieth of them is saved with short documents, and the loading slows some steps down."""
 _FIRST = 3
@@ -75,7 +75,7 @@ class Later:
             self._load()
             self._loaded = True
         except Exception as error:  # another version of it, or no compiler: torch's kernels stay
-            log.warning("%s is installed and cannot be used: %s: %s", NAME, type(error).__name__, error)
+            log.warning("%s is installed and cannot be used: %s: %s", FA4, type(error).__name__, error)
 
 
 def later(shape: Shape) -> Later | None:
@@ -90,4 +90,4 @@ def later(shape: Shape) -> Later | None:
         for window in {0, shape.window}:
             attended(backend, *inputs, window=window)
 
-    return Later(load, lambda: reconsider(shape, NAME))
+    return Later(load, lambda: reconsider(shape, FA4))

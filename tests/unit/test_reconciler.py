@@ -441,9 +441,14 @@ def _pod_of(job: dict[str, Any], **status: Any) -> dict[str, Any]:
     return {"metadata": meta, "status": status}
 
 
-async def test_a_result_that_the_watch_of_pods_has_not_brought_yet_is_not_lost(operator, gateway) -> None:
-    job = await _begun(operator, gateway)
-    operator.feed.seen("Pod", gateway.add("Pod", _pod_of(job, phase="Running")))
+@pytest.mark.parametrize("seen", [pytest.param(2, id="seen-running"), pytest.param(1, id="never-seen")])
+async def test_a_result_that_the_watch_of_pods_has_not_brought_yet_is_not_lost(operator, gateway, seen) -> None:
+    for _ in range(seen):  # the second one writes down that the Job is there
+        await operator.reconciler.reconcile(KEY)
+    job = next(iter(gateway.objects["Job"].values()))
+    running = gateway.add("Pod", _pod_of(job, phase="Running"))
+    if seen == 2:
+        operator.feed.seen("Pod", running)
     ended = {"terminated": {"exitCode": 0, "message": prepared_message().encode()}}
     gateway.add("Pod", _pod_of(job, phase="Succeeded", containerStatuses=[{"name": "prepare", "state": ended}]))
     job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}

@@ -28,14 +28,25 @@ class Teller:
         self._view = view
         self._news = news
         self._last: Manifest = {}
+        self._is_ending = False
 
     async def run(self) -> None:
-        """Tell whatever is new, for ever."""
-        while True:
-            await self._news.wait()
-            await self.tell()
+        """Tell whatever is new, until `finish` has been called and the last word is told.
 
-    async def tell(self) -> None:
+        In turn and to its end: a request that is given up may still be done, after the next one.
+        """
+        is_last = False
+        while not is_last:
+            await self._news.wait()
+            is_last = self._is_ending
+            await self._tell()
+
+    def finish(self) -> None:
+        """Have the present status told as the last one."""
+        self._is_ending = True
+        self._news.set()
+
+    async def _tell(self) -> None:
         """Tell the present status, however long it takes."""
         self._news.clear()
         while True:

@@ -114,8 +114,8 @@ class PodWorker:
         try:
             if self.context.pod["status"].get("phase") not in ("Succeeded", "Failed"):
                 await self._live()
-                telling.cancel()
-                await self._teller.tell()
+                self._teller.finish()
+                await telling
             await self._deleted.wait()
             if not self._gone:
                 await self._teller.delete()

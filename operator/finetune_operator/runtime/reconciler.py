@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune_operator.api.parse import parse_child, parse_pod
 from finetune_operator.api.report import ProgressReport
-from finetune_operator.api.views import JobView, Key, View
+from finetune_operator.api.views import ChildJob, JobView, Key, View
 from finetune_operator.builders.job import build_job, owner_reference
 from finetune_operator.builders.placement import build_pod_group, needs_pod_group
 from finetune_operator.builders.service import build_service
@@ -217,12 +217,19 @@ def _needs_pods_as_they_are(view: View, plan: Plan) -> bool:
     """
     if plan.create is not None and view.job.status.run is not None:
         return True
-    current = view.job.status.job
-    ended = {child.name for child in view.children if child.state != "active"}
-    if plan.status is None or current is None or current.name not in ended:
+    if plan.status is None:
         return False
-    pods = [pod for pod in view.pods if pod.child == current.name]
-    return not pods or not all(pod.is_terminal for pod in pods)
+    pods = {child.name: [pod for pod in view.pods if pod.child == child.name] for child in _ended(view)}
+    return any(not found or not all(pod.is_terminal for pod in found) for found in pods.values())
+
+
+def _ended(view: View) -> list[ChildJob]:
+    """Return the attempt's Job if it has ended, also where the status does not say yet that it was there."""
+    status = view.job.status
+    ended = [child for child in view.children if child.state != "active"]
+    if status.job is not None:
+        return [child for child in ended if child.uid == status.job.uid]
+    return [child for child in ended if (child.run, child.attempt) == (status.run, status.attempt)]
 
 
 def _about(job: JobView) -> dict[str, object]:

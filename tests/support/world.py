@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_contract.exit_codes import ExitCode
-from finetune_contract.outcome import TerminationMessage
 from finetune_operator.api.parse import format_time, parse_job, parse_time
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.api.views import JobView
@@ -30,6 +29,7 @@ KEY = ("team", "bot")
 RETRIES = 2
 GRACE = 30
 STUCK = 60
+_WITH_RESULT = (ExitCode.SUCCESS, ExitCode.GATE_FAILED)
 _STAGE, _RUN, _ATTEMPT = "finetuning.dev/stage", "finetuning.dev/run", "finetuning.dev/attempt"
 
 
@@ -267,16 +267,14 @@ class World:
         stage, run = pod["metadata"]["labels"][_STAGE], int(pod["metadata"]["labels"][_RUN])
         uid = pod["metadata"]["labels"]["finetuning.dev/job-uid"]
         collects = pod["spec"]["command"][-1] == "collect"
-        if collects and code == 0 and (uid, run) not in self.manifests:
+        if collects and code in _WITH_RESULT and (uid, run) not in self.manifests:
             code = ExitCode.RESULT_MISSING
-        message = ""
-        self.lost_words += silent and code in (0, ExitCode.GATE_FAILED)
-        if code == 0:
-            if stage == "train":
-                self.manifests.add((uid, run))
-            message = "" if silent else _said(stage).encode()
+        told = "" if silent else _said(stage, code)
+        self.lost_words += code in _WITH_RESULT and not told
+        if stage == "train" and code in _WITH_RESULT:
+            self.manifests.add((uid, run))
         phase = "Succeeded" if code == 0 else "Failed"
-        state = {"terminated": {"exitCode": int(code), "reason": "x", "message": message}}
+        state = {"terminated": {"exitCode": int(code), "reason": "x", "message": told}}
         pod["status"] = {**pod["status"], "phase": phase, **_containers(pod, state)}
         self.gateway.add("Pod", pod)
 
@@ -438,5 +436,8 @@ def _why(pod: Body) -> str:
     )
 
 
-def _said(stage: str) -> TerminationMessage:
-    return prepared_message() if stage == "prepare" else trained_message()
+def _said(stage: str, code: int) -> str:
+    """Return what the trainer says at an end with a result: both stages have one, but for train alone a gate fails."""
+    if stage == "train" and code in _WITH_RESULT:
+        return trained_message().model_copy(update={"exit_code": code}).encode()
+    return prepared_message().encode() if code == 0 else ""

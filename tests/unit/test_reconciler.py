@@ -356,10 +356,10 @@ async def _die(manifest: dict[str, Any]) -> dict[str, Any]:
     raise SystemExit(1)
 
 
-async def _begun(operator: Operator, gateway: FakeGateway) -> dict[str, Any]:
-    """Have the first Job created and seen; return it."""
-    await operator.reconciler.reconcile(KEY)
-    await operator.reconciler.reconcile(KEY)
+async def _begun(operator: Operator, gateway: FakeGateway, *, looks: int = 2) -> dict[str, Any]:
+    """Have the first Job created, and seen by a second look; return it."""
+    for _ in range(looks):
+        await operator.reconciler.reconcile(KEY)
     return next(iter(gateway.objects["Job"].values()))
 
 
@@ -441,13 +441,11 @@ def _pod_of(job: dict[str, Any], **status: Any) -> dict[str, Any]:
     return {"metadata": meta, "status": status}
 
 
-@pytest.mark.parametrize("seen", [pytest.param(2, id="seen-running"), pytest.param(1, id="never-seen")])
-async def test_a_result_that_the_watch_of_pods_has_not_brought_yet_is_not_lost(operator, gateway, seen) -> None:
-    for _ in range(seen):  # the second one writes down that the Job is there
-        await operator.reconciler.reconcile(KEY)
-    job = next(iter(gateway.objects["Job"].values()))
+@pytest.mark.parametrize("is_seen", [pytest.param(True, id="seen-running"), pytest.param(False, id="never-seen")])
+async def test_a_result_that_the_watch_of_pods_has_not_brought_yet_is_not_lost(operator, gateway, is_seen) -> None:
+    job = await _begun(operator, gateway, looks=2 if is_seen else 1)
     running = gateway.add("Pod", _pod_of(job, phase="Running"))
-    if seen == 2:
+    if is_seen:
         operator.feed.seen("Pod", running)
     ended = {"terminated": {"exitCode": 0, "message": prepared_message().encode()}}
     gateway.add("Pod", _pod_of(job, phase="Succeeded", containerStatuses=[{"name": "prepare", "state": ended}]))

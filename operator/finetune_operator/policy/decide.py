@@ -99,7 +99,7 @@ def _recall(view: View, draft: Draft) -> None:
 
 def _held(view: View, draft: Draft, effective: Effective, *, now: datetime) -> Step | None:
     """Return what a suspension asks for, or its end; None where the job goes on."""
-    child = _current(view, draft.status, current_stage(draft))
+    child = _current(view, draft)
     wanted = suspension.suspend if effective.spec.lifecycle.suspend else suspension.resume
     return wanted(draft, child, view.pods, now=now)
 
@@ -107,12 +107,17 @@ def _held(view: View, draft: Draft, effective: Effective, *, now: datetime) -> S
 def _late(view: View, draft: Draft, effective: Effective, *, now: datetime) -> Step | None:
     """Return how the job ends if a deadline has passed."""
     late = deadlines.exceeded(draft.status, effective.spec.lifecycle, now)
-    child = _current(view, draft.status, current_stage(draft))
+    child = _current(view, draft)
     if late is None or (child and child.state != "active"):  # how it ended comes first
         return None
     pod = next((pod.name for pod in view.pods if child and pod.child == child.name), None)
     fail_late(draft, *late, pod=pod, now=now)
     return Step(delete=(child.name,) if child and not child.deleting else ())
+
+
+def current_child(view: View, now: datetime) -> ChildJob | None:
+    """Return the attempt's Job as it is known, also where the status does not say yet that it is there."""
+    return _current(view, Draft(view.job, now))
 
 
 def refused(job: JobView, now: datetime, message: str) -> Plan:
@@ -216,8 +221,7 @@ def _can_prepare_in_pod(effective: Effective) -> bool:
 
 def _advance(view: View, draft: Draft, effective: Effective, *, now: datetime, settings: PolicySettings) -> Step:
     """Look at the current attempt's Job and go on from there."""
-    stage = current_stage(draft)
-    child = _current(view, draft.status, stage)
+    stage, child = current_stage(draft), _current(view, draft)
     if child is None:
         return _missing(view, draft, effective, now=now)
     pods = tuple(pod for pod in view.pods if pod.child == child.name)
@@ -233,8 +237,8 @@ def _advance(view: View, draft: Draft, effective: Effective, *, now: datetime, s
     return go_on(view, draft, effective, child=child, least=settings.progress_seconds)
 
 
-def _current(view: View, status: FineTuneJobStatus, stage: str) -> ChildJob | None:
-    wanted = (stage, status.run, status.attempt)
+def _current(view: View, draft: Draft) -> ChildJob | None:
+    wanted = (current_stage(draft), draft.status.run, draft.status.attempt)
     return next((child for child in view.children if (child.stage, child.run, child.attempt) == wanted), None)
 
 

@@ -18,7 +18,7 @@ from finetune_operator.builders.job import build_job, owner_reference
 from finetune_operator.builders.placement import build_pod_group, needs_pod_group
 from finetune_operator.builders.service import build_service
 from finetune_operator.policy import waiting
-from finetune_operator.policy.decide import PolicySettings, decide, denied, is_terminal, refused
+from finetune_operator.policy.decide import PolicySettings, current_child, decide, denied, is_terminal, refused
 from finetune_operator.policy.plan import Plan
 from finetune_operator.policy.progress import pace
 from finetune_operator.runtime.cache import Cache
@@ -68,7 +68,7 @@ class Reconciler:
         if view is None:
             return None
         plan = self._decide(view)
-        if _needs_pods_as_they_are(view, plan):
+        if _needs_pods_as_they_are(view, plan, current_child(view, self._clock())):
             view = await self._with_pods(view)
             plan = self._decide(view)
         return await self._act(view, plan)
@@ -210,26 +210,17 @@ class Reconciler:
         return body
 
 
-def _needs_pods_as_they_are(view: View, plan: Plan) -> bool:
+def _needs_pods_as_they_are(view: View, plan: Plan, child: ChildJob | None) -> bool:
     """Whether a decision rests on pods that the cache may not know yet: how a Job has ended, or that none is left.
 
     A run that just begins has no pods, and ordinarily a pod's end is seen before its Job's: then nothing is asked.
     """
     if plan.create is not None and view.job.status.run is not None:
         return True
-    if plan.status is None:
+    if plan.status is None or child is None or child.state == "active":
         return False
-    pods = {child.name: [pod for pod in view.pods if pod.child == child.name] for child in _ended(view)}
-    return any(not found or not all(pod.is_terminal for pod in found) for found in pods.values())
-
-
-def _ended(view: View) -> list[ChildJob]:
-    """Return the attempt's Job if it has ended, also where the status does not say yet that it was there."""
-    status = view.job.status
-    ended = [child for child in view.children if child.state != "active"]
-    if status.job is not None:
-        return [child for child in ended if child.uid == status.job.uid]
-    return [child for child in ended if (child.run, child.attempt) == (status.run, status.attempt)]
+    pods = [pod for pod in view.pods if pod.child == child.name]
+    return not pods or not all(pod.is_terminal for pod in pods)
 
 
 def _about(job: JobView) -> dict[str, object]:

@@ -141,7 +141,7 @@ def model_is_right(
 ) -> dict[str, Any]:
     """Compare a model's loss and gradients, compiled, with transformers and PEFT in float32."""
     torch._dynamo.reset()
-    attention_choice.fastest[4, SIZE["hidden_size"] // 4, torch.bfloat16] = "cuDNN"
+    attention_choice.fastest[4, SIZE["hidden_size"] // 4, torch.bfloat16] = attention_choice.CUDNN
     model = _tuned(name, rank=rank, quantised=quantised)
     if in_fp8:
         hold_in_fp8(model)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.fast.kernels import attention_backends, attention_choice, gated_mlp, grouped, loss, nf4
+from finetune_trainer.fast.kernels.attention_choice import CUDNN, FA4, FLASH
 from finetune_trainer.fast.kernels.attention_cute import is_there
 
 EQUAL, RAGGED = (128, 128, 128, 128), (200, 60, 33, 151, 7, 98)
@@ -144,8 +145,8 @@ def loss_is_right(cap: float | None) -> dict[str, Any]:
 def attention_is_right(window: int, width: int) -> dict[str, Any]:
     """Compare each kernel with the formula."""
     result: dict[str, Any] = {"right": True}
-    for name, lengths in (("flash", RAGGED), ("cuDNN", EQUAL), (attention_choice.FA4, RAGGED)):
-        if (name == "cuDNN" and (window or width > 128)) or (name == attention_choice.FA4 and not is_there()):
+    for name, lengths in ((FLASH, RAGGED), (CUDNN, EQUAL), (FA4, RAGGED)):
+        if (name == CUDNN and (window or width > 128)) or (name == FA4 and not is_there()):
             continue
         layout, tokens = attention_choice.layout_of(lengths), sum(lengths)
         query, key, value, grad = (random_numbers(tokens, heads, width, seed=heads) for heads in (8, 2, 2, 8))

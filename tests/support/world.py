@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_contract.exit_codes import ExitCode
+from finetune_contract.exit_codes import WITH_RESULT, ExitCode
 from finetune_operator.api.parse import format_time, parse_job, parse_time
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.api.views import JobView
@@ -29,7 +29,6 @@ KEY = ("team", "bot")
 RETRIES = 2
 GRACE = 30
 STUCK = 60
-_WITH_RESULT = (ExitCode.SUCCESS, ExitCode.GATE_FAILED)
 _STAGE, _RUN, _ATTEMPT = "finetuning.dev/stage", "finetuning.dev/run", "finetuning.dev/attempt"
 
 
@@ -267,11 +266,11 @@ class World:
         stage, run = pod["metadata"]["labels"][_STAGE], int(pod["metadata"]["labels"][_RUN])
         uid = pod["metadata"]["labels"]["finetuning.dev/job-uid"]
         collects = pod["spec"]["command"][-1] == "collect"
-        if collects and code in _WITH_RESULT and (uid, run) not in self.manifests:
+        if collects and code in WITH_RESULT and (uid, run) not in self.manifests:
             code = ExitCode.RESULT_MISSING
         told = "" if silent else _said(stage, code)
-        self.lost_words += code in _WITH_RESULT and not told
-        if stage == "train" and code in _WITH_RESULT:
+        self.lost_words += code in WITH_RESULT and not told
+        if stage == "train" and code in WITH_RESULT:
             self.manifests.add((uid, run))
         phase = "Succeeded" if code == 0 else "Failed"
         state = {"terminated": {"exitCode": int(code), "reason": "x", "message": told}}
@@ -438,6 +437,6 @@ def _why(pod: Body) -> str:
 
 def _said(stage: str, code: int) -> str:
     """Return what the trainer says at an end with a result: both stages have one, but for train alone a gate fails."""
-    if stage == "train" and code in _WITH_RESULT:
+    if stage == "train" and code in WITH_RESULT:
         return trained_message().model_copy(update={"exit_code": code}).encode()
     return prepared_message().encode() if code == 0 else ""

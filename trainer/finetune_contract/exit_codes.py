@@ -143,6 +143,8 @@ FAILURES: tuple[Failure, ...] = (
 
 BY_CODE: dict[int, Failure] = {failure.code: failure for failure in FAILURES}
 
+WITH_RESULT = (ExitCode.SUCCESS, ExitCode.GATE_FAILED)
+"""With these a stage has told its result: a run outside a gate has all its outputs."""
 KILLED = 137
 """128 + SIGKILL: the kernel's or kubelet's out-of-memory kill, or a grace period that ran out."""
 TERMINATED = 143

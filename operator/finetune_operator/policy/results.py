@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from finetune_contract import paths
-from finetune_contract.exit_codes import ExitCode
+from finetune_contract.exit_codes import WITH_RESULT
 from finetune_contract.outcome import Artifact, TerminationMessage, TrainResult
 from finetune_operator.api.conditions import ConditionType as T
 from finetune_operator.api.conditions import Reason
@@ -17,14 +17,12 @@ from finetune_operator.policy.draft import Draft
 from finetune_operator.policy.effective import Effective
 from finetune_operator.policy.progress import shown
 
-_WITH_RESULT = (ExitCode.SUCCESS, ExitCode.GATE_FAILED)
-
 
 def result_of(pods: tuple[PodView, ...], stage: Stage) -> TerminationMessage | None:
     """Return the message in which a finished stage tells its result, or None if it was lost."""
     for pod in pods:
         for container in pod.containers:
-            said = TerminationMessage.decode(container.message) if container.exit_code in _WITH_RESULT else None
+            said = TerminationMessage.decode(container.message) if container.exit_code in WITH_RESULT else None
             if said and said.sha256 and _tells(said, stage):
                 return said
     return None

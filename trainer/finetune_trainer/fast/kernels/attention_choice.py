@@ -13,11 +13,11 @@ from finetune_trainer.fast.kernels.attention_cute import Cute
 from finetune_trainer.fast.kernels.layout import Layout
 from finetune_trainer.logs import log
 
-FLASH, FA4 = "flash", "FA4"
-KINDS: dict[str, Callable[[Layout], Backend]] = {"cuDNN": Cudnn, FLASH: Flash, FA4: Cute}
-_AT_ONCE = ("cuDNN", FLASH)
+CUDNN, FLASH, FA4 = "cuDNN", "flash", "FA4"
+KINDS: dict[str, Callable[[Layout], Backend]] = {CUDNN: Cudnn, FLASH: Flash, FA4: Cute}
+_AT_ONCE = (CUDNN, FLASH)
 """What torch has; for others see `attention_later`."""
-_ONE_LENGTH = ("cuDNN",)
+_ONE_LENGTH = (CUDNN,)
 """What computes documents of one length alone, without a window."""
 _TRIES = 5
 _SAME = 1e-2
